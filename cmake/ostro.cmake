@@ -1,0 +1,45 @@
+# ostro_library(NAME SRCS a.cc b.cc DEPS base tensor): a static library ostro::NAME of src/NAME.
+function(ostro_library name)
+  cmake_parse_arguments(A "" "" "SRCS;DEPS" ${ARGN})
+  string(REPLACE "/" "_" target ${name})
+  add_library(${target} STATIC ${A_SRCS})
+  add_library(ostro::${target} ALIAS ${target})
+  target_include_directories(${target} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src>
+                                              $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>)
+  ostro_compile_options(${target})
+  foreach(dep ${A_DEPS})
+    target_link_libraries(${target} PUBLIC ${dep})
+  endforeach()
+endfunction()
+
+# The language level and warnings of every target of this project.
+function(ostro_compile_options target)
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  # Not cuda_std_20: CMake 3.25 (Debian 12) does not know that nvcc 13 has it and then silently
+  # builds C++17.
+  target_compile_options(${target} PUBLIC $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror>)
+  # Locations in error messages read src/..., whatever folder the project was built in.
+  target_compile_options(${target} PRIVATE
+    $<$<COMPILE_LANGUAGE:CXX>:-fmacro-prefix-map=${PROJECT_SOURCE_DIR}/=>)
+endfunction()
+
+# ostro_test(ops/norm DEPS ops LABELS slow ARGS ...): builds tests/ops/norm_test.cc and registers it
+# as ops.norm. The label is fast unless LABELS says otherwise.
+function(ostro_test path)
+  cmake_parse_arguments(A "" "" "DEPS;LABELS" ${ARGN})
+  string(REPLACE "/" "_" target ${path}_test)
+  string(REPLACE "/" "." name ${path})
+  add_executable(${target} ${PROJECT_SOURCE_DIR}/tests/${path}_test.cc)
+  ostro_compile_options(${target})
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/src
+                                               ${PROJECT_SOURCE_DIR}/include
+                                               ${PROJECT_SOURCE_DIR}/tests)
+  target_compile_definitions(${target} PRIVATE OSTRO_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  target_link_libraries(${target} PRIVATE ${A_DEPS} GTest::gtest_main)
+  add_test(NAME ${name} COMMAND ${target})
+  if(NOT A_LABELS)
+    set(A_LABELS fast)
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS "${A_LABELS}" TIMEOUT 300)
+endfunction()

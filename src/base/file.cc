@@ -1,0 +1,154 @@
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <fstream>
+#include <utility>
+
+#include "base/error.h"
+#include "base/math.h"
+
+namespace ostro {
+namespace {
+
+constexpr std::size_t kPage = 4096;
+
+// A read-only descriptor that closes itself.
+class Descriptor {
+ public:
+  explicit Descriptor(const std::filesystem::path& path)
+      : fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    OSTRO_REQUIRE(fd_ >= 0, "cannot open ", path.string(), ": ", system_error_text(errno));
+    struct stat info;
+    const int status = ::fstat(fd_, &info);
+    if (status != 0 || !S_ISREG(info.st_mode)) {
+      ::close(fd_);
+      OSTRO_THROW(InvalidArgument, path.string(), " is not a regular file");
+    }
+    size_ = std::size_t(info.st_size);
+  }
+  ~Descriptor() { ::close(fd_); }
+  Descriptor(const Descriptor&) = delete;
+
+  int get() const { return fd_; }
+  std::size_t size() const { return size_; }
+
+ private:
+  int fd_;
+  std::size_t size_ = 0;
+};
+
+}  // namespace
+
+std::string read_file(const std::filesystem::path& path, std::size_t limit_bytes) {
+  const Descriptor file(path);
+  OSTRO_REQUIRE(file.size() <= limit_bytes, path.string(), " has ", file.size(), " bytes; at most ",
+                limit_bytes, " are read");
+  std::string content(file.size(), '\0');
+  std::size_t done = 0;
+  while (done < content.size()) {
+    const ssize_t n = ::read(file.get(), content.data() + done, content.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) OSTRO_THROW(DeviceError, "reading ", path.string(), ": ", system_error_text(errno));
+    if (n == 0) break;
+    done += std::size_t(n);
+  }
+  content.resize(done);
+  return content;
+}
+
+MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
+  const Descriptor file(path);
+  size_ = file.size();
+  if (size_ == 0) return;
+  void* map = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
+  if (map == MAP_FAILED)
+    OSTRO_THROW(DeviceError, "mapping ", path.string(), ": ", system_error_text(errno));
+  data_ = static_cast<const std::byte*>(map);
+}
+
+MappedFile::~MappedFile() {
+  if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+void MappedFile::will_need(std::size_t offset, std::size_t bytes) const {
+  if (!data_ || offset >= size_) return;
+  const std::size_t begin = offset / kPage * kPage;
+  const std::size_t end = std::min(size_, offset + bytes);
+  ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_WILLNEED);
+}
+
+void MappedFile::release(std::size_t offset, std::size_t bytes) const {
+  if (!data_) return;
+  const std::size_t begin = round_up(offset, kPage);
+  const std::size_t stop = std::min(size_, offset + bytes);
+  const std::size_t end = stop == size_ ? stop : stop / kPage * kPage;
+  if (begin < end) ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
+}
+
+FileWriter::FileWriter(const std::filesystem::path& path)
+    : path_(path), fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644)) {
+  if (fd_ < 0)
+    OSTRO_THROW(DeviceError, "cannot create ", path.string(), ": ", system_error_text(errno));
+}
+
+FileWriter::~FileWriter() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void FileWriter::write(std::span<const std::byte> bytes) { write_at(size_, bytes); }
+
+void FileWriter::write_at(std::uint64_t offset, std::span<const std::byte> bytes) {
+  std::size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t n = ::pwrite(fd_, bytes.data() + done, bytes.size() - done, off_t(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0)
+      OSTRO_THROW(DeviceError, "writing ", path_.string(), " at byte ", offset + done, ": ",
+                  system_error_text(n < 0 ? errno : EIO));
+    done += std::size_t(n);
+  }
+  size_ = std::max(size_, offset + bytes.size());
+}
+
+void FileWriter::close() {
+  const int fd = std::exchange(fd_, -1);
+  if (::fsync(fd) != 0) {
+    const int error = errno;
+    ::close(fd);
+    OSTRO_THROW(DeviceError, "writing ", path_.string(), ": ", system_error_text(error));
+  }
+  if (::close(fd) != 0)
+    OSTRO_THROW(DeviceError, "closing ", path_.string(), ": ", system_error_text(errno));
+}
+
+std::uint64_t peak_memory_bytes() {
+  std::ifstream status("/proc/self/status");
+  std::string word;
+  while (status >> word)
+    if (word == "VmHWM:") {
+      std::uint64_t kilobytes = 0;
+      status >> kilobytes;
+      return kilobytes * 1024;
+    }
+  return 0;
+}
+
+}  // namespace ostro

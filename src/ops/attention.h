@@ -1,0 +1,98 @@
+#pragma once
+
+#include "tensor/view.h"
+
+namespace ostro::ops {
+
+// The requests of one step, packed without padding: request r owns the token rows
+// [query_start[r], query_start[r+1]), which stand at the positions
+// [context_len[r] - queries, context_len[r]) of its sequence, queries = that range's size.
+struct Requests {
+  View query_start;  // [1, requests + 1]         i32, from 0, not decreasing, ends at tokens
+  View context_len;  // [1, requests]             i32, tokens of r including this step's
+  View
+      block_table;  // [requests, blocks each]   i32, block of positions [i * block_tokens, ...);
+                    //                           -1 where no query can look (freed, or not yet used)
+  std::int64_t count() const { return context_len.cols; }
+};
+
+// Keys and values of one layer in pages. Row (block * kv_heads + head) * block_tokens + i holds
+// position i of that block for that head.
+struct KvCache {
+  View k;  // [blocks * kv_heads * block_tokens, head_dim]  f32|f16|bf16
+  View v;  // the same
+  std::int64_t kv_heads = 0;
+  std::int64_t block_tokens = 0;
+};
+
+// Cosines and sines of this step's rotary angles, once for all layers:
+//   angle = float(positions[t]) * inv_freq[table[t], i]     (an f32 product, as transformers does)
+//   cos_sin[t, i] = cos(angle), cos_sin[t, half + i] = sin(angle), i < half = head_dim / 2
+//
+//   positions  [1, tokens]            i32  in
+//   table      [1, tokens]            i32  in, row of inv_freq for each token
+//   inv_freq   [tables, head_dim / 2] f32  in
+//   cos_sin    [tokens, head_dim]     f32  out
+//
+// Within 1 ulp of the exact cosine of the f32 angle. tokens = 0 does nothing.
+// Su et al. 2021, arXiv:2104.09864.
+struct RotaryAngles {
+  View positions;
+  View table;
+  View inv_freq;
+  View cos_sin;
+};
+
+void check(const RotaryAngles&);
+void reference(const RotaryAngles&);
+
+// Rotates the queries in place, and writes the rotated keys and the values to the cache. The two
+// halves of a head are the rotated pairs, as in Hugging Face checkpoints:
+//   (a, b) = (h[i], h[half + i])  ->  (a cos - b sin, b cos + a sin)
+//
+//   qkv      [tokens, (heads + 2 kv_heads) * head_dim]  cache's dtype  in/out: q | k | v
+//   cos_sin  [tokens, head_dim]  f32  in
+//   requests                          in: where each token goes (its block must be >= 0)
+//   cache                             out
+//
+// Computed in f32. Only the q columns and the cache change. tokens = 0 does nothing.
+struct RotaryAppend {
+  View qkv;
+  View cos_sin;
+  Requests requests;
+  KvCache cache;
+  std::int64_t heads = 0;
+};
+
+void check(const RotaryAppend&);
+void reference(const RotaryAppend&);
+
+// Causal attention of every query over its request's pages, grouped-query when kv_heads < heads:
+//   y[t, h] = softmax_p(scale * q[t, h] . k[p, h / (heads / kv_heads)]) v[p, ...]
+//   over positions p <= position(t), and p > position(t) - window if window > 0
+//
+//   q      [tokens, heads * head_dim]  cache's dtype  in (a column range of qkv)
+//   requests, cache                    in
+//   y      [tokens, heads * head_dim]  cache's dtype  out, not q
+//   scale  > 0, 1 / sqrt(head_dim)
+//   window tokens that a query sees, itself included; 0: all
+//
+// Scores, softmax and sums are f32 or better. The result for a query depends on its own q, position
+// and pages alone, not on the other queries of the step, on how its prompt was chunked or on
+// block_tokens (batch.invariant). tokens = 0 does nothing.
+// Ainslie et al. 2023, arXiv:2305.13245 (grouped queries); Milakov and Gimelshein 2018,
+// arXiv:1805.02867 (online softmax); Kwon et al. 2023, arXiv:2309.06180 (pages).
+struct PagedAttention {
+  View q;
+  Requests requests;
+  KvCache cache;
+  View y;
+  std::int64_t heads = 0;
+  float scale = 0;
+  std::int64_t window = 0;
+};
+
+void check(const PagedAttention&);
+void reference(const PagedAttention&);
+
+}  // namespace ostro::ops

@@ -1,0 +1,58 @@
+// Everything the model needs from a device, on one page.
+#pragma once
+
+#include <string>
+
+#include "ops/attention.h"
+#include "ops/embed.h"
+#include "ops/linear.h"
+#include "ops/moe.h"
+#include "ops/norm.h"
+#include "tensor/buffer.h"
+
+namespace ostro::ops {
+
+// One device and its one queue of work. Calls are enqueued in order and may return before the work
+// is done. Not thread-safe: one Backend belongs to one thread.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // Checks the contract of `op`, then enqueues it. Throws InvalidArgument if the contract is
+  // broken, Unsupported if this device lacks the dtype or shape.
+  template <class Op>
+  void run(const Op& op) {
+    check(op);
+    enqueue(op);
+  }
+
+  // Device memory, 64-byte aligned, zero. Throws DeviceError with the size if there is none.
+  virtual Buffer allocate(std::size_t bytes) = 0;
+
+  // Makes a host weight readable by this backend's kernels. `host` must outlive the backend if it
+  // is a memory map (a CPU may read it where it lies); the backend owns what it copies.
+  virtual quant::Weight place(const quant::Weight& host) = 0;
+
+  // Enqueues a copy of a contiguous matrix between host and device, either way.
+  virtual void copy(const View& from, const View& to) = 0;
+
+  virtual void
+  wait() = 0;  // blocks until all enqueued work is done; errors of that work surface here
+
+  virtual Device device() const = 0;
+  virtual std::string description() const = 0;        // "CPU AVX512-BF16, 2 threads"
+  virtual std::size_t free_memory_bytes() const = 0;  // what allocate() could still give
+
+ protected:
+  virtual void enqueue(const Embed&) = 0;
+  virtual void enqueue(const GatherRows&) = 0;
+  virtual void enqueue(const AddRmsNorm&) = 0;
+  virtual void enqueue(const Linear&) = 0;
+  virtual void enqueue(const RotaryAngles&) = 0;
+  virtual void enqueue(const RotaryAppend&) = 0;
+  virtual void enqueue(const PagedAttention&) = 0;
+  virtual void enqueue(const Route&) = 0;
+  virtual void enqueue(const ExpertMlp&) = 0;
+};
+
+}  // namespace ostro::ops

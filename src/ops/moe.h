@@ -1,0 +1,67 @@
+#pragma once
+
+#include <span>
+
+#include "quant/weight.h"
+
+namespace ostro::ops {
+
+// Chooses top_k experts for each token:
+//   p = softmax(x[t,:] . router[e,:] over all e)
+//   experts[t, :] = the top_k largest p, in falling order, the lower index first among equals
+//   weights[t, j] = p[experts[t, j]], divided by their sum over j if renormalize
+//
+//   x        [tokens, hidden]   f32|f16|bf16        in
+//   router   [experts, hidden]  as x, or f32        in
+//   experts  [tokens, top_k]    i32                 out
+//   weights  [tokens, top_k]    f32                 out
+//
+// Logits are summed in f32 or better in one fixed order. 1 <= top_k <= experts <= 1024.
+// tokens = 0 does nothing. Jiang et al. 2024, arXiv:2401.04088 (Mixtral); Shazeer et al. 2017,
+// arXiv:1701.06538.
+struct Route {
+  View x;
+  quant::Weight router;
+  View experts;
+  View weights;
+  bool renormalize = true;
+};
+
+void check(const Route&);
+void reference(const Route&);
+
+// One expert, or the feed-forward layer of a dense model: SwiGLU.
+struct Expert {
+  quant::Weight gate;  // [inter, hidden]
+  quant::Weight up;    // [inter, hidden]
+  quant::Weight down;  // [hidden, inter]
+};
+
+// Feed-forward by the chosen experts that live on this rank:
+//   f_e(x) = down_e (silu(gate_e x) * (up_e x)),   silu(z) = z / (1 + exp(-z))
+//   y[t,:] = sum over j in rising order, where experts[t,j] is local, of weights[t,j] * f(x[t,:])
+// Without `experts` (dense model): y[t,:] = f_0(x[t,:]).
+//
+//   x        [tokens, hidden]  f32|f16|bf16   in
+//   experts  [tokens, top_k]   i32            in, may be empty with one local expert
+//   weights  [tokens, top_k]   f32            in, empty if experts is
+//   local    the experts first_expert, first_expert + 1, ... of this rank; all of one shape; float
+//            weights have x's dtype or are f32
+//   y        [tokens, hidden]  f32            out; zero for a token without a local expert
+//
+// gate, up and down are summed in f32 or better; silu(gate) * up is rounded to x's dtype before the
+// down projection. Each output is summed in one fixed order whatever the tokens (batch.invariant).
+// tokens = 0 does nothing. Shazeer 2020, arXiv:2002.05202 (SwiGLU).
+struct ExpertMlp {
+  View x;
+  View experts;
+  View weights;
+  std::span<const Expert> local;
+  std::int64_t first_expert = 0;
+  View y;
+};
+
+void check(const ExpertMlp&);
+void reference(const ExpertMlp&);
+
+}  // namespace ostro::ops

@@ -1,0 +1,32 @@
+#pragma once
+
+#include "tensor/view.h"
+
+namespace ostro::ops {
+
+// Adds a branch to the residual stream, then normalises each token by its root mean square:
+//   residual[t,:] += x[t,:]                                          (only if x is given)
+//   y[t,:] = weight[:] * residual[t,:] / sqrt(mean(residual[t,:]^2) + eps)   (only if y is given)
+//
+//   x         [tokens, hidden]  f32           in, may be empty
+//   residual  [tokens, hidden]  f32           in/out
+//   weight    [1, hidden]       f32|f16|bf16  in, may be empty if y is
+//   y         [tokens, hidden]  f32|f16|bf16  out, may be empty
+//   eps       added to the mean square, > 0 (Hugging Face: rms_norm_eps)
+//
+// The sum of squares is kept in f32 or better, in one fixed order whatever the number of tokens.
+// tokens = 0 does nothing.
+// Zhang and Sennrich 2019, arXiv:1910.07467.
+struct AddRmsNorm {
+  View x;
+  View residual;
+  View weight;
+  View y;
+  float eps = 0;
+};
+
+void check(const AddRmsNorm&);  // throws InvalidArgument
+void reference(
+    const AddRmsNorm&);  // host memory, sums in f64: what every backend is tested against
+
+}  // namespace ostro::ops

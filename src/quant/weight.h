@@ -1,0 +1,25 @@
+// A weight matrix as kernels see it: its elements and, for quantised formats, their scales.
+#pragma once
+
+#include <string>
+
+#include "tensor/view.h"
+
+namespace ostro::quant {
+
+// W [n, k]: row i holds the weights of output i, so y = x W^T.
+//
+//   format   data                 scale
+//   float    f32|f16|bf16 [n, k]  none
+//
+// A new format (docs/adding_a_weight_format.md) adds a row here, its encoder and its decoder.
+struct Weight {
+  View data;
+  View scale;
+
+  std::int64_t n() const { return data.rows; }
+  std::int64_t k() const { return data.cols; }
+  explicit operator bool() const { return bool(data); }
+};
+
+}  // namespace ostro::quant

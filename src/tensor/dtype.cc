@@ -1,0 +1,92 @@
+#include "tensor/dtype.h"
+
+#include <cstring>
+
+namespace ostro {
+
+// Binary16 has 5 exponent bits (bias 15) and 10 of mantissa; subnormals are exact multiples of
+// 2^-24.
+float to_float(f16 x) {
+  const std::uint32_t sign = std::uint32_t(x.bits & 0x8000u) << 16;
+  const std::uint32_t exponent = (x.bits >> 10) & 0x1f;
+  const std::uint32_t mantissa = x.bits & 0x3ffu;
+  if (exponent == 0) {
+    const float magnitude = float(mantissa) * 0x1p-24f;
+    return sign ? -magnitude : magnitude;
+  }
+  const std::uint32_t wide = exponent == 31 ? 0xffu : exponent + (127 - 15);
+  return std::bit_cast<float>(sign | (wide << 23) | (mantissa << 13));
+}
+
+f16 to_f16(float x) {
+  const auto u = std::bit_cast<std::uint32_t>(x);
+  const std::uint16_t sign = std::uint16_t((u >> 16) & 0x8000u);
+  const std::uint32_t magnitude = u & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {std::uint16_t(sign | 0x7e00u)};
+  if (magnitude >= 0x477ff000u) return {std::uint16_t(sign | 0x7c00u)};  // rounds to 65536 or more
+  if (magnitude < 0x38800000u) {                                         // below 2^-14: subnormal
+    // Adding 0.5 puts the units of 2^-24 at the end of the mantissa, rounded by the FPU.
+    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
+    return {std::uint16_t(sign | (std::bit_cast<std::uint32_t>(shifted) - 0x3f000000u))};
+  }
+  const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1);
+  return {std::uint16_t(sign | ((rounded >> 13) - ((127 - 15) << 10)))};
+}
+
+std::string_view name(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return "f32";
+    case DType::f16:
+      return "f16";
+    case DType::bf16:
+      return "bf16";
+    case DType::f8e4m3:
+      return "f8e4m3";
+    case DType::i8:
+      return "i8";
+    case DType::u8:
+      return "u8";
+    case DType::i32:
+      return "i32";
+  }
+  OSTRO_CHECK(false, "DType ", int(dtype));
+  return {};
+}
+
+std::size_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+    case DType::i32:
+      return 4;
+    case DType::f16:
+    case DType::bf16:
+      return 2;
+    case DType::f8e4m3:
+    case DType::i8:
+    case DType::u8:
+      return 1;
+  }
+  OSTRO_CHECK(false, "DType ", int(dtype));
+  return 0;
+}
+
+bool is_float(DType dtype) {
+  return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
+}
+
+void convert(const void* from, DType from_dtype, void* to, DType to_dtype, std::size_t elements) {
+  if (from_dtype == to_dtype) {
+    std::memcpy(to, from, elements * size_of(to_dtype));
+    return;
+  }
+  visit_dtype<float, f16, bf16>(from_dtype, "convert", [&]<class From>() {
+    visit_dtype<float, f16, bf16>(to_dtype, "convert", [&]<class To>() {
+      const From* source = static_cast<const From*>(from);
+      To* target = static_cast<To*>(to);
+      for (std::size_t i = 0; i < elements; ++i) target[i] = from_float<To>(to_float(source[i]));
+    });
+  });
+}
+
+}  // namespace ostro
