@@ -139,6 +139,25 @@ void FileWriter::close() {
     OSTRO_THROW(DeviceError, "closing ", path_.string(), ": ", system_error_text(errno));
 }
 
+void replace_file(const std::filesystem::path& path,
+                  std::initializer_list<std::span<const std::byte>> parts) {
+  const std::filesystem::path aside = text(path.string(), ".", ::getpid(), ".tmp");
+  std::error_code error;
+  std::filesystem::remove(aside, error);
+  try {
+    FileWriter file(aside);
+    for (const auto& part : parts) file.write(part);
+    file.close();
+    std::filesystem::rename(aside, path, error);
+    if (error)
+      OSTRO_THROW(DeviceError, "cannot write ", path.string(), ": ", error.message());
+  } catch (...) {
+    std::error_code ignored;
+    std::filesystem::remove(aside, ignored);
+    throw;
+  }
+}
+
 std::uint64_t peak_memory_bytes() {
   std::ifstream status("/proc/self/status");
   std::string word;

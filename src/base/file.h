@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <string_view>
@@ -61,6 +62,11 @@ class FileWriter {
   int fd_ = -1;
   std::uint64_t size_ = 0;
 };
+
+// Makes `path` hold the parts one after the other: written beside it and renamed, so that a failure
+// leaves what was there. Throws DeviceError naming the path and the cause.
+void replace_file(const std::filesystem::path& path,
+                  std::initializer_list<std::span<const std::byte>> parts);
 
 // Peak resident memory of this process in bytes (VmHWM).
 std::uint64_t peak_memory_bytes();
