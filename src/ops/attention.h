@@ -10,9 +10,9 @@ namespace ostro::ops {
 struct Requests {
   View query_start;  // [1, requests + 1]         i32, from 0, not decreasing, ends at tokens
   View context_len;  // [1, requests]             i32, tokens of r including this step's
-  View
-      block_table;  // [requests, blocks each]   i32, block of positions [i * block_tokens, ...);
-                    //                           -1 where no query can look (freed, or not yet used)
+  // [requests, blocks each] i32: block_table[r, i] holds the positions [i * block_tokens, ...) of
+  // r; -1 where no query can look (freed, or not yet used).
+  View block_table;
   std::int64_t count() const { return context_len.cols; }
 };
 
@@ -54,6 +54,7 @@ void reference(const RotaryAngles&);
 //   cos_sin  [tokens, head_dim]  f32  in
 //   requests                          in: where each token goes (its block must be >= 0)
 //   cache                             out
+//   heads    a multiple of kv_heads; head_dim is even
 //
 // Computed in f32. Only the q columns and the cache change. tokens = 0 does nothing.
 struct RotaryAppend {
@@ -79,7 +80,8 @@ void reference(const RotaryAppend&);
 //
 // Scores, softmax and sums are f32 or better. The result for a query depends on its own q, position
 // and pages alone, not on the other queries of the step, on how its prompt was chunked or on
-// block_tokens (batch.invariant). tokens = 0 does nothing.
+// block_tokens (batch.invariant): whatever the slots that it does not see hold, NaN too.
+// tokens = 0 does nothing.
 // Ainslie et al. 2023, arXiv:2305.13245 (grouped queries); Milakov and Gimelshein 2018,
 // arXiv:1805.02867 (online softmax); Kwon et al. 2023, arXiv:2309.06180 (pages).
 struct PagedAttention {

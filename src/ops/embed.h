@@ -10,9 +10,9 @@ namespace ostro::ops {
 //
 //   ids    [1, tokens]    i32           in, each >= 0
 //   table  [rows, hidden] f32|f16|bf16  in
-//   y      [tokens, hidden] f32         out
+//   y      [tokens, hidden] f32         out, not table
 //
-// tokens = 0 does nothing. Exact: values are widened, not computed.
+// first_row >= 0. tokens = 0 does nothing. Exact: values are widened, not computed.
 struct Embed {
   View ids;
   View table;

@@ -17,6 +17,7 @@ namespace ostro::ops {
 //   weights  [tokens, top_k]    f32                 out
 //
 // Logits are summed in f32 or better in one fixed order. 1 <= top_k <= experts <= 1024.
+// The experts of a token are distinct and in range even if its logits are NaN.
 // tokens = 0 does nothing. Jiang et al. 2024, arXiv:2401.04088 (Mixtral); Shazeer et al. 2017,
 // arXiv:1701.06538.
 struct Route {
@@ -45,8 +46,8 @@ struct Expert {
 //   x        [tokens, hidden]  f32|f16|bf16   in
 //   experts  [tokens, top_k]   i32            in, may be empty with one local expert
 //   weights  [tokens, top_k]   f32            in, empty if experts is
-//   local    the experts first_expert, first_expert + 1, ... of this rank; all of one shape; float
-//            weights have x's dtype or are f32
+//   local    the experts first_expert, first_expert + 1, ... of this rank, perhaps none; all of one
+//            shape; float weights have x's dtype or are f32
 //   y        [tokens, hidden]  f32            out; zero for a token without a local expert
 //
 // gate, up and down are summed in f32 or better; silu(gate) * up is rounded to x's dtype before the

@@ -11,8 +11,8 @@ namespace ostro::ops {
 //   x         [tokens, hidden]  f32           in, may be empty
 //   residual  [tokens, hidden]  f32           in/out
 //   weight    [1, hidden]       f32|f16|bf16  in, may be empty if y is
-//   y         [tokens, hidden]  f32|f16|bf16  out, may be empty
-//   eps       added to the mean square, > 0 (Hugging Face: rms_norm_eps)
+//   y         [tokens, hidden]  f32|f16|bf16  out, not x or residual, may be empty
+//   eps       added to the mean square, > 0 if y is given (Hugging Face: rms_norm_eps)
 //
 // The sum of squares is kept in f32 or better, in one fixed order whatever the number of tokens.
 // tokens = 0 does nothing.
@@ -25,8 +25,10 @@ struct AddRmsNorm {
   float eps = 0;
 };
 
-void check(const AddRmsNorm&);  // throws InvalidArgument
-void reference(
-    const AddRmsNorm&);  // host memory, sums in f64: what every backend is tested against
+// Of every op: throws InvalidArgument with the rule that is broken, Unsupported for another dtype.
+void check(const AddRmsNorm&);
+// Of every op: what backends are tested against. Host memory, sums in f64; throws as check() does,
+// and for an index out of range too.
+void reference(const AddRmsNorm&);
 
 }  // namespace ostro::ops

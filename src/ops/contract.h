@@ -1,0 +1,75 @@
+// What the contracts of all ops have in common. Each rule that is broken throws InvalidArgument and
+// names the op, the operand, what it is and what was wanted:
+//
+//   const Contract contract("Linear", x.device);
+//   contract.shape("y", y, x.rows, w.n());     "Linear: y is f32 [3,7], wanted [3,8]"
+//
+// check() runs for every op of every layer of every step: the rules only compare, and make text
+// when they fail.
+#pragma once
+
+#include <string_view>
+
+#include "quant/weight.h"
+
+namespace ostro::ops {
+
+class Contract {
+ public:
+  // Every operand must be on `device`, that of the op's first operand.
+  Contract(std::string_view op, Device device) : op_(op), device_(device) {}
+
+  // `v` is a readable [rows, cols] matrix whose rows do not overlap.
+  void shape(std::string_view operand, const View& v, std::int64_t rows, std::int64_t cols) const {
+    OSTRO_REQUIRE(v.rows == rows && v.cols == cols && rows >= 0 && cols >= 0, op_, ": ", operand,
+                  " is ", describe(v), ", wanted [", rows, ',', cols, ']');
+    OSTRO_REQUIRE(v.row_stride >= cols || rows <= 1, op_, ": ", operand, " is ", describe(v),
+                  " with a row every ", v.row_stride, " elements");
+    OSTRO_REQUIRE(v.data || rows == 0 || cols == 0, op_, ": ", operand, " is ", describe(v),
+                  " without memory");
+    OSTRO_REQUIRE(v.device == device_, op_, ": ", operand, " is on ", device_name(v.device),
+                  ", wanted ", device_name(device_));
+  }
+
+  void dtype(std::string_view operand, const View& v, DType wanted) const {
+    OSTRO_REQUIRE(v.dtype == wanted, op_, ": ", operand, " is ", describe(v), ", wanted ",
+                  name(wanted));
+  }
+
+  // As `like`, or f32.
+  void dtype_or_f32(std::string_view operand, const View& v, DType like) const {
+    OSTRO_REQUIRE(v.dtype == like || v.dtype == DType::f32, op_, ": ", operand, " is ", describe(v),
+                  ", wanted ", name(like), " or f32");
+  }
+
+  // f32, f16 or bf16; throws Unsupported naming these otherwise.
+  void is_float(std::string_view operand, const View& v) const {
+    if (!ostro::is_float(v.dtype)) [[unlikely]]
+      visit_dtype<float, f16, bf16>(v.dtype, text(op_, ": ", operand), []<class T>() {});
+  }
+
+  // A weight [n, k] in a format that ops have kernels for.
+  void weight(std::string_view operand, const quant::Weight& w, std::int64_t n, std::int64_t k,
+              DType like) const {
+    shape(operand, w.data, n, k);
+    is_float(operand, w.data);
+    dtype_or_f32(operand, w.data, like);
+    OSTRO_REQUIRE(!w.scale, op_, ": ", operand, " is ", describe(w.data), " and has a scale ",
+                  describe(w.scale));
+  }
+
+  // An output that must not be another operand.
+  void apart(std::string_view operand, const View& v, std::string_view other_operand,
+             const View& other) const {
+    OSTRO_REQUIRE(v.data != other.data || !v.data, op_, ": ", operand, " is the memory of ",
+                  other_operand);
+  }
+
+ private:
+  static std::string_view device_name(Device d) { return d == Device::cpu ? "cpu" : "cuda"; }
+
+  std::string_view op_;
+  Device device_;
+};
+
+}  // namespace ostro::ops

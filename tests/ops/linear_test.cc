@@ -1,0 +1,187 @@
+// Linear: the contract in ops/linear.h, for every backend of this build.
+#include "ops/linear.h"
+
+#include "ops/testing.h"
+
+namespace ostro::ops {
+namespace {
+
+using namespace testing;
+
+struct Case {
+  std::int64_t tokens, n, k;
+  DType x, w, y;
+};
+
+// The dtypes that the contract allows, in every combination.
+std::vector<Case> with_every_dtype(std::int64_t tokens, std::int64_t n, std::int64_t k) {
+  std::vector<Case> cases;
+  for (DType x : kFloats)
+    for (DType w : {x, DType::f32})
+      for (DType y : {x, DType::f32}) {
+        if (x == DType::f32 && !cases.empty()) continue;
+        cases.push_back({tokens, n, k, x, w, y});
+      }
+  return cases;
+}
+
+void compare_with_reference(const Case& c) {
+  SCOPED_TRACE(text("tokens ", c.tokens, " n ", c.n, " k ", c.k, " x ", name(c.x), " w ", name(c.w),
+                    " y ", name(c.y)));
+  Matrix x = Matrix(c.x, c.tokens, c.k, 3).random(1);
+  Matrix w = Matrix(c.w, c.n, c.k, c.n % 3).random(2, 1 / std::sqrt(float(c.k) + 1));
+  Matrix want(c.y, c.tokens, c.n, 5);
+  reference({.x = x.view(), .w = w.weight(), .y = want.view()});
+  std::vector<double> x_norm, w_norm;
+  for (std::int64_t t = 0; t < c.tokens; ++t) x_norm.push_back(x.norm(t));
+  for (std::int64_t i = 0; i < c.n; ++i) w_norm.push_back(w.norm(i));
+  on_every_target(
+      [&](Backend& backend) {
+        Matrix y(c.y, c.tokens, c.n, 5);
+        backend.run(Linear{.x = x.view(), .w = backend.place(w.weight()), .y = y.view()});
+        backend.wait();
+        return std::vector<Matrix>{y};
+      },
+      [&](const std::vector<Matrix>& got) {
+        expect_near(got[0], want, [&](std::int64_t t, std::int64_t i) {
+          return sum_error(c.k, x_norm[std::size_t(t)] * w_norm[std::size_t(i)]) +
+                 two_roundings(c.y, want(t, i));
+        });
+      });
+}
+
+TEST(Linear, MatchesReference) {
+  for (std::int64_t tokens : {0, 1, 3, 17})
+    for (std::int64_t n : {1, 16, 31, 65})
+      for (std::int64_t k : {0, 1, 7, 32, 33, 127})
+        for (const Case& c : with_every_dtype(tokens, n, k)) compare_with_reference(c);
+}
+
+TEST(Linear, MatchesReferenceAroundEveryTileOfTokens) {
+  for (std::int64_t tokens : {2, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 31, 32, 33, 63, 64, 65, 97})
+    for (const Case& c : with_every_dtype(tokens, 48, 96)) compare_with_reference(c);
+}
+
+TEST(Linear, MatchesReferenceForManyTokens) {
+  for (DType dtype : kFloats) {
+    for (std::int64_t tokens : {49, 65, 239, 241, 500})
+      for (std::int64_t n : {127, 129, 300})
+        compare_with_reference({tokens, n, 40, dtype, dtype, dtype});
+    compare_with_reference({65, 129, 1031, dtype, dtype, DType::f32});
+    compare_with_reference({65, 129, 1031, dtype, DType::f32, dtype});
+  }
+}
+
+TEST(Linear, MatchesReferenceAroundEveryTileOfOutputs) {
+  for (std::int64_t n : {0, 2, 8, 15, 17, 32, 33, 47, 63, 64, 95, 97, 127, 128, 129})
+    for (std::int64_t tokens : {1, 9})
+      for (DType dtype : kFloats) compare_with_reference({tokens, n, 40, dtype, dtype, dtype});
+}
+
+TEST(Linear, MatchesReferenceAroundEveryBlockOfK) {
+  for (std::int64_t k : {2, 15, 16, 17, 31, 63, 64, 65, 255, 256, 257, 511, 513, 1023, 1024, 1025})
+    for (std::int64_t tokens : {1, 9})
+      for (DType dtype : kFloats) compare_with_reference({tokens, 24, k, dtype, dtype, DType::f32});
+}
+
+// [q | k | v] of Mixtral 8x7B, and a slice of its output projection and vocabulary.
+TEST(Linear, MatchesReferenceAtMixtralsSizes) {
+  compare_with_reference({1, 6144, 4096, DType::bf16, DType::bf16, DType::bf16});
+  compare_with_reference({19, 256, 4096, DType::bf16, DType::bf16, DType::bf16});
+  compare_with_reference({2, 1000, 4096, DType::f32, DType::f32, DType::f32});
+  compare_with_reference({5, 512, 4096, DType::f16, DType::f16, DType::f32});
+}
+
+TEST(Linear, TokensDoNotDependOnTheBatch) {
+  for (const auto& [n, k] : {std::pair{64, 128}, {97, 1031}, {32, 4096}})
+    for (DType dtype : kFloats) {
+      SCOPED_TRACE(text("n ", n, " k ", k, ' ', name(dtype)));
+      Matrix x = Matrix(dtype, kBatchRows, k).random(1);
+      Matrix w = Matrix(dtype, n, k).random(2, 0.1f);
+      for (const Target& target : targets()) {
+        SCOPED_TRACE(target.name());
+        const auto backend = target.make();
+        const quant::Weight placed = backend->place(w.weight());
+        const auto run = [&](Range rows) {
+          Matrix y(DType::f32, rows.size(), n);
+          backend->run(Linear{.x = x.view().rows_of(rows), .w = placed, .y = y.view()});
+          backend->wait();
+          return y;
+        };
+        const Matrix whole = run({0, kBatchRows});
+        for (std::int64_t rows : kBatches)
+          for (std::int64_t first : {std::int64_t{0}, kBatchRows - rows})
+            expect_same_rows(run({first, first + rows}), whole, first);
+      }
+    }
+}
+
+// An output's sum does not depend on n either: a rank that holds a slice of the rows of w computes
+// what the whole would.
+TEST(Linear, OutputsDoNotDependOnTheSlice) {
+  for (DType dtype : kFloats) {
+    Matrix x = Matrix(dtype, 5, 300).random(1);
+    Matrix w = Matrix(dtype, 130, 300).random(2);
+    for (const Target& target : targets()) {
+      SCOPED_TRACE(text(target.name(), ' ', name(dtype)));
+      const auto backend = target.make();
+      const auto run = [&](Range outputs) {
+        Matrix y(DType::f32, 5, outputs.size());
+        quant::Weight slice = w.weight();
+        slice.data = slice.data.rows_of(outputs);
+        backend->run(Linear{.x = x.view(), .w = backend->place(slice), .y = y.view()});
+        backend->wait();
+        return y;
+      };
+      const Matrix whole = run({0, 130});
+      for (const Range outputs : {Range{0, 1}, {0, 65}, {65, 130}, {7, 24}}) {
+        const Matrix part = run(outputs);
+        for (std::int64_t t = 0; t < 5; ++t)
+          for (std::int64_t i = 0; i < outputs.size(); ++i)
+            ASSERT_EQ(part(t, i), whole(t, outputs.begin + i)) << t << ' ' << outputs.begin + i;
+      }
+    }
+  }
+}
+
+TEST(Linear, OfSmallIntegersIsExact) {
+  Matrix x = Matrix(DType::f32, 2, 3).floats({1, 2, 3, 4, 5, 6});
+  Matrix w = Matrix(DType::f32, 2, 3).floats({1, 0, -1, 2, 1, 0});
+  Matrix y(DType::f32, 2, 2);
+  reference({.x = x.view(), .w = w.weight(), .y = y.view()});
+  expect_equal(y, Matrix(DType::f32, 2, 2).floats({-2, 4, -2, 13}));
+}
+
+TEST(Linear, RefusesWhatTheContractDoes) {
+  Matrix x(DType::bf16, 3, 8), w(DType::bf16, 5, 8), y(DType::bf16, 3, 5);
+  const Linear good{.x = x.view(), .w = w.weight(), .y = y.view()};
+  check(good);
+  Linear op = good;
+  const auto refuses = [&](const std::string& wanted) {
+    expect_error<InvalidArgument>([&] { check(op); }, wanted);
+    op = good;
+  };
+  op.w.data.cols = 7;
+  refuses("Linear: w is bf16 [5,7], wanted [5,8]");
+  op.w.data.dtype = DType::f16;
+  refuses("Linear: w is f16 [5,8], wanted bf16 or f32");
+  op.w.scale = w.view();
+  refuses("Linear: w is bf16 [5,8] and has a scale bf16 [5,8]");
+  op.y.cols = 6;
+  refuses("Linear: y is bf16 [3,6], wanted [3,5]");
+  op.y.dtype = DType::f16;
+  refuses("Linear: y is f16 [3,5], wanted bf16 or f32");
+  op.y.data = op.x.data;
+  refuses("Linear: y is the memory of x");
+  op.w.data.device = Device::cuda;
+  refuses("Linear: w is on cuda, wanted cpu");
+  op.x.dtype = DType::i32;
+  expect_error<Unsupported>([&] { check(op); }, "Linear: x has no i32 version");
+  op = good;
+  op.w.data.dtype = DType::f8e4m3;
+  expect_error<Unsupported>([&] { check(op); },
+                            "Linear: w has no f8e4m3 version; it has: f32 f16 bf16");
+}
+
+}  // namespace
+}  // namespace ostro::ops

@@ -1,0 +1,539 @@
+// Route and ExpertMlp: the contracts in ops/moe.h, for every backend of this build.
+#include "ops/moe.h"
+
+#include <algorithm>
+#include <set>
+
+#include "ops/host_matrix.h"
+#include "ops/testing.h"
+
+namespace ostro::ops {
+namespace {
+
+using namespace testing;
+
+// ---- Route ----
+
+struct RouteCase {
+  std::int64_t tokens, hidden, experts, top_k;
+  DType x, router;
+  bool renormalize;
+};
+
+// softmax(x[t,:] . router[e,:]) over e, in f64.
+std::vector<double> probabilities(const Matrix& x, const Matrix& router, std::int64_t t) {
+  std::vector<double> p;
+  double sum = 0;
+  for (std::int64_t e = 0; e < router.rows(); ++e) {
+    double z = 0;
+    for (std::int64_t i = 0; i < x.cols(); ++i) z += double(x(t, i)) * router(e, i);
+    p.push_back(std::exp(z));
+    sum += p.back();
+  }
+  for (double& value : p) value /= sum;
+  return p;
+}
+
+// Two experts closer than the rounding of their logits may stand either way round, so the choice is
+// judged by its probabilities, not by the indices. A logit off by d changes p by less than
+// 2 d p, and 16 roundings cover exp, the sum over experts and the division.
+void expect_route(const RouteCase& c, const Matrix& x, const Matrix& router, const Matrix& experts,
+                  const Matrix& weights) {
+  double router_norm = 0;
+  for (std::int64_t e = 0; e < c.experts; ++e) router_norm = std::max(router_norm, router.norm(e));
+  for (std::int64_t t = 0; t < c.tokens; ++t) {
+    const double error =
+        2 * sum_error(c.hidden, x.norm(t) * router_norm) + sum_error(c.experts, 1) + 16 * kF32;
+    const std::vector<double> p = probabilities(x, router, t);
+    std::vector<double> falling = p;
+    std::sort(falling.rbegin(), falling.rend());
+    double sum = 0;
+    for (std::int64_t j = 0; j < c.top_k; ++j) sum += falling[std::size_t(j)];
+    std::set<std::int32_t> seen;
+    for (std::int64_t j = 0; j < c.top_k; ++j) {
+      const std::int32_t e = experts.integer(t, j);
+      ASSERT_TRUE(0 <= e && e < c.experts && seen.insert(e).second)
+          << "token " << t << " choice " << j << " is expert " << e;
+      const double chosen = p[std::size_t(e)];
+      ASSERT_NEAR(chosen, falling[std::size_t(j)], 2 * error * chosen)
+          << "token " << t << " choice " << j << " is expert " << e;
+      const double want = c.renormalize ? chosen / sum : chosen;
+      ASSERT_NEAR(weights(t, j), want, 2 * error * want) << "token " << t << " choice " << j;
+    }
+  }
+}
+
+void compare_route(const RouteCase& c) {
+  SCOPED_TRACE(text("tokens ", c.tokens, " hidden ", c.hidden, " experts ", c.experts, " top_k ",
+                    c.top_k, ' ', name(c.x), ' ', name(c.router), " renormalize ", c.renormalize));
+  Matrix x = Matrix(c.x, c.tokens, c.hidden, 3).random(1);
+  Matrix router = Matrix(c.router, c.experts, c.hidden).random(2, 2 / std::sqrt(float(c.hidden)));
+  const auto op = [&](const quant::Weight& r, Matrix& experts, Matrix& weights) {
+    return Route{.x = x.view(),
+                 .router = r,
+                 .experts = experts.view(),
+                 .weights = weights.view(),
+                 .renormalize = c.renormalize};
+  };
+  const Matrix no_experts(DType::i32, c.tokens, c.top_k, 2),
+      no_weights(DType::f32, c.tokens, c.top_k, 1);
+  Matrix experts = no_experts, weights = no_weights;
+  reference(op(router.weight(), experts, weights));
+  expect_route(c, x, router, experts, weights);
+  on_every_target(
+      [&](Backend& backend) {
+        Matrix e = no_experts, w = no_weights;
+        backend.run(op(backend.place(router.weight()), e, w));
+        backend.wait();
+        return std::vector<Matrix>{e, w};
+      },
+      [&](const std::vector<Matrix>& got) { expect_route(c, x, router, got[0], got[1]); });
+}
+
+TEST(Route, MatchesReference) {
+  for (std::int64_t tokens : {0, 1, 3, 17})
+    for (std::int64_t hidden : {1, 7, 16, 65, 300})
+      for (const auto& [experts, top_k] :
+           {std::pair{1, 1}, {2, 1}, {3, 3}, {7, 2}, {8, 2}, {9, 4}, {17, 6}, {64, 8}})
+        for (DType x : kFloats)
+          compare_route({tokens, hidden, experts, top_k, x, x, (tokens + top_k) % 2 == 0});
+}
+
+TEST(Route, MatchesReferenceAtMixtralsSizeAndAtTheLimit) {
+  for (DType x : kFloats)
+    for (DType router : {x, DType::f32}) {
+      compare_route({7, 4096, 8, 2, x, router, true});
+      compare_route({130, 64, 8, 2, x, router, true});
+    }
+  compare_route({3, 32, 1024, 1024, DType::f32, DType::f32, true});
+  compare_route({3, 32, 1000, 5, DType::bf16, DType::f32, false});
+}
+
+// Logits 0, ln 2, ln 5: p = 1/8, 2/8, 5/8.
+TEST(Route, OfKnownProbabilities) {
+  Matrix x = Matrix(DType::f32, 1, 1).floats({1});
+  Matrix router = Matrix(DType::f32, 3, 1).floats({0, std::log(2.0f), std::log(5.0f)});
+  Matrix experts(DType::i32, 1, 2), weights(DType::f32, 1, 2);
+  Route op{.x = x.view(),
+           .router = router.weight(),
+           .experts = experts.view(),
+           .weights = weights.view(),
+           .renormalize = false};
+  reference(op);
+  EXPECT_EQ(experts.integer(0, 0), 2);
+  EXPECT_EQ(experts.integer(0, 1), 1);
+  EXPECT_FLOAT_EQ(weights(0, 0), 5.0f / 8);
+  EXPECT_FLOAT_EQ(weights(0, 1), 2.0f / 8);
+  op.renormalize = true;
+  reference(op);
+  EXPECT_FLOAT_EQ(weights(0, 0), 5.0f / 7);
+  EXPECT_FLOAT_EQ(weights(0, 1), 2.0f / 7);
+}
+
+// Runs Route on a reference and on every target; `expect` sees experts and weights.
+template <class Expect>
+void route_everywhere(Matrix& x, Matrix& router, std::int64_t top_k, Expect&& expect) {
+  const auto run = [&](auto&& execute, const quant::Weight& placed) {
+    Matrix experts(DType::i32, x.rows(), top_k), weights(DType::f32, x.rows(), top_k);
+    execute(Route{.x = x.view(),
+                  .router = placed,
+                  .experts = experts.view(),
+                  .weights = weights.view(),
+                  .renormalize = true});
+    return std::vector<Matrix>{experts, weights};
+  };
+  expect(run([](const Route& op) { reference(op); }, router.weight()));
+  on_every_target(
+      [&](Backend& backend) {
+        return run(
+            [&](const Route& op) {
+              backend.run(op);
+              backend.wait();
+            },
+            backend.place(router.weight()));
+      },
+      expect);
+}
+
+TEST(Route, GivesTiesToTheLowerIndex) {
+  for (std::int64_t experts : {2, 7, 8, 17, 64}) {
+    SCOPED_TRACE(text("experts ", experts));
+    const std::int64_t top_k = std::min<std::int64_t>(experts, 5);
+    Matrix x = Matrix(DType::bf16, 3, 40).random(1);
+    Matrix router(DType::bf16, experts, 40);
+    for (std::int64_t e = 0; e < experts; ++e)
+      for (std::int64_t i = 0; i < 40; ++i) router.set(e, i, noise(2, std::uint64_t(i)));
+    route_everywhere(x, router, top_k, [&](const std::vector<Matrix>& got) {
+      for (std::int64_t t = 0; t < 3; ++t)
+        for (std::int64_t j = 0; j < top_k; ++j) {
+          ASSERT_EQ(got[0].integer(t, j), j);
+          ASSERT_NEAR(got[1](t, j), 1.0 / double(top_k), 8 * kF32);
+        }
+    });
+  }
+}
+
+// exp would overflow at 88 and underflow at -104; the softmax may not.
+TEST(Route, HasNoLimitOnLogits) {
+  Matrix x = Matrix(DType::f32, 2, 1).floats({1, -1});
+  Matrix router = Matrix(DType::f32, 4, 1).floats({-3000, 2000, 2000, 1999});
+  route_everywhere(x, router, 2, [&](const std::vector<Matrix>& got) {
+    EXPECT_EQ(got[0].integer(0, 0), 1);
+    EXPECT_EQ(got[0].integer(0, 1), 2);
+    EXPECT_NEAR(got[1](0, 0), 0.5, 8 * kF32);
+    EXPECT_EQ(got[0].integer(1, 0), 0);
+    EXPECT_EQ(got[1](1, 0), 1);
+    EXPECT_EQ(got[1](1, 1), 0);
+  });
+}
+
+TEST(Route, ChoosesDistinctExpertsEvenForNan) {
+  for (std::int64_t experts : {4, 8, 17}) {
+    Matrix x = Matrix(DType::f32, 2, 3).floats({0, std::nanf(""), 1, 1, 2, 3});
+    Matrix router = Matrix(DType::f32, experts, 3).random(1);
+    route_everywhere(x, router, 3, [&](const std::vector<Matrix>& got) {
+      for (std::int64_t t = 0; t < 2; ++t) {
+        std::set<std::int32_t> seen;
+        for (std::int64_t j = 0; j < 3; ++j) {
+          const std::int32_t e = got[0].integer(t, j);
+          ASSERT_TRUE(0 <= e && e < experts && seen.insert(e).second) << t << ' ' << j << ": " << e;
+        }
+      }
+    });
+  }
+}
+
+TEST(Route, TokensDoNotDependOnTheBatch) {
+  for (DType dtype : kFloats) {
+    Matrix x = Matrix(dtype, kBatchRows, 1031).random(1);
+    Matrix router = Matrix(dtype, 8, 1031).random(2, 0.1f);
+    for (const Target& target : targets()) {
+      SCOPED_TRACE(text(target.name(), ' ', name(dtype)));
+      const auto backend = target.make();
+      const quant::Weight placed = backend->place(router.weight());
+      const auto run = [&](Range rows) {
+        std::vector<Matrix> out{{DType::i32, rows.size(), 2}, {DType::f32, rows.size(), 2}};
+        backend->run(Route{.x = x.view().rows_of(rows),
+                           .router = placed,
+                           .experts = out[0].view(),
+                           .weights = out[1].view(),
+                           .renormalize = true});
+        backend->wait();
+        return out;
+      };
+      const std::vector<Matrix> whole = run({0, kBatchRows});
+      for (std::int64_t rows : kBatches)
+        for (std::int64_t first : {std::int64_t{0}, kBatchRows - rows}) {
+          const std::vector<Matrix> part = run({first, first + rows});
+          for (std::size_t i : {0, 1}) expect_same_rows(part[i], whole[i], first);
+        }
+    }
+  }
+}
+
+TEST(Route, RefusesWhatTheContractDoes) {
+  Matrix x(DType::bf16, 3, 8), router(DType::f32, 4, 8), experts(DType::i32, 3, 2),
+      weights(DType::f32, 3, 2);
+  const Route good{.x = x.view(),
+                   .router = router.weight(),
+                   .experts = experts.view(),
+                   .weights = weights.view()};
+  check(good);
+  Route op = good;
+  const auto refuses = [&](const std::string& wanted) {
+    expect_error<InvalidArgument>([&] { check(op); }, wanted);
+    op = good;
+  };
+  op.router.data.cols = 7;
+  refuses("Route: router is f32 [4,7], wanted [4,8]");
+  op.router.data.dtype = DType::f16;
+  refuses("Route: router is f16 [4,8], wanted bf16 or f32");
+  op.experts.dtype = DType::f32;
+  refuses("Route: experts is f32 [3,2], wanted i32");
+  op.weights.cols = 3;
+  refuses("Route: weights is f32 [3,3], wanted [3,2]");
+  op.weights.dtype = DType::bf16;
+  refuses("Route: weights is bf16 [3,2], wanted f32");
+  op.router.data.rows = 1;
+  refuses("Route: top_k is 2 of 1 experts, wanted 1 <= top_k <= experts <= 1024");
+  op.router.data.rows = 1025;
+  refuses("Route: top_k is 2 of 1025 experts");
+  op.experts.cols = op.weights.cols = 0;
+  refuses("Route: top_k is 0 of 4 experts");
+  op.weights.data = op.experts.data;
+  refuses("Route: weights is the memory of experts");
+}
+
+// ---- ExpertMlp ----
+
+struct MlpCase {
+  std::int64_t tokens, hidden, inter;
+  std::int64_t experts, top_k;  // of the model; top_k 0: dense
+  Range local;                  // the experts of this rank
+  DType x, weight;
+};
+
+// The operands of a case.
+class Mlp {
+ public:
+  explicit Mlp(const MlpCase& c)
+      : c_(c),
+        x_(Matrix(c.x, c.tokens, c.hidden, 3).random(1)),
+        experts_(DType::i32, c.tokens, c.top_k, 1),
+        weights_(DType::f32, c.tokens, c.top_k, 2) {
+    for (std::int64_t t = 0; t < c.tokens; ++t)
+      for (std::int64_t j = 0; j < c.top_k; ++j) {
+        // Uneven: expert 0 has a token of every two.
+        const std::int64_t e = t % 2 == 0 ? j : (t * 3 + j) % c.experts;
+        experts_.set_integer(t, j, std::int32_t(e));
+        weights_.set(t, j, 0.5f + 0.25f * noise(2, std::uint64_t(t * c.top_k + j)));
+      }
+    for (std::int64_t e = c.local.begin; e < c.local.end; ++e) {
+      const float gate_scale = 1 / std::sqrt(float(c.hidden));
+      const std::uint64_t seed = 10 + std::uint64_t(e) * 3;
+      gate_.push_back(Matrix(c.weight, c.inter, c.hidden, 1).random(seed, gate_scale));
+      up_.push_back(Matrix(c.weight, c.inter, c.hidden, 1).random(seed + 1, gate_scale));
+      down_.push_back(Matrix(c.weight, c.hidden, c.inter, 2)
+                          .random(seed + 2, 1 / std::sqrt(float(c.inter) + 1)));
+    }
+  }
+
+  // The experts where they lie, or placed on a backend.
+  std::vector<Expert> host_experts() {
+    return made([](const quant::Weight& w) { return w; });
+  }
+  std::vector<Expert> placed_experts(Backend& backend) {
+    return made([&](const quant::Weight& w) { return backend.place(w); });
+  }
+
+  ExpertMlp op(const std::vector<Expert>& experts, const View& y, Range tokens) {
+    const bool routed = c_.top_k > 0;
+    return {.x = x_.view().rows_of(tokens),
+            .experts = routed ? experts_.view().rows_of(tokens) : View{},
+            .weights = routed ? weights_.view().rows_of(tokens) : View{},
+            .local = experts,
+            .first_expert = c_.local.begin,
+            .y = y};
+  }
+
+  // How far y[t, :] may be off. silu(gate) * up is rounded to x's dtype: an error in it that stays
+  // between two rounding boundaries vanishes, one that crosses a boundary becomes a whole unit.
+  std::vector<double> bounds(std::int64_t t) const {
+    std::vector<double> bound(std::size_t(c_.hidden), 0.0);
+    for (std::int64_t j = 0; j < std::max<std::int64_t>(c_.top_k, 1); ++j) {
+      const std::int64_t e = c_.top_k > 0 ? experts_.integer(t, j) : c_.local.begin;
+      if (!c_.local.contains(e)) continue;
+      const std::size_t at = std::size_t(e - c_.local.begin);
+      const double weight = c_.top_k > 0 ? weights_(t, j) : 1;
+      std::vector<double> spread;
+      double h_norm = 0;
+      for (std::int64_t i = 0; i < c_.inter; ++i) {
+        double gate = 0, up = 0;
+        for (std::int64_t k = 0; k < c_.hidden; ++k) {
+          gate += double(x_(t, k)) * gate_[at](i, k);
+          up += double(x_(t, k)) * up_[at](i, k);
+        }
+        const double gate_error = sum_error(c_.hidden, x_.norm(t) * gate_[at].norm(i));
+        const double up_error = sum_error(c_.hidden, x_.norm(t) * up_[at].norm(i));
+        const double silu = gate / (1 + std::exp(-gate)), h = silu * up;
+        // silu' <= 1.1; 16 roundings cover exp, the division and two products.
+        const double error =
+            1.1 * std::abs(up) * gate_error + std::abs(silu) * up_error + 16 * kF32 * std::abs(h);
+        spread.push_back(double(rounded(h + error, c_.x)) - rounded(h - error, c_.x));
+        h_norm += h * h;
+      }
+      for (std::int64_t i = 0; i < c_.hidden; ++i) {
+        double error = sum_error(c_.inter, down_[at].norm(i) * std::sqrt(h_norm));
+        for (std::int64_t k = 0; k < c_.inter; ++k)
+          error += std::abs(down_[at](i, k)) * spread[std::size_t(k)];
+        bound[std::size_t(i)] += std::abs(weight) * error;
+      }
+    }
+    return bound;
+  }
+
+ private:
+  template <class Place>
+  std::vector<Expert> made(Place&& place) {
+    std::vector<Expert> experts;
+    for (std::size_t e = 0; e < gate_.size(); ++e)
+      experts.push_back(
+          {place(gate_[e].weight()), place(up_[e].weight()), place(down_[e].weight())});
+    return experts;
+  }
+
+  MlpCase c_;
+  Matrix x_, experts_, weights_;
+  std::vector<Matrix> gate_, up_, down_;
+};
+
+void compare_mlp(const MlpCase& c) {
+  SCOPED_TRACE(text("tokens ", c.tokens, " hidden ", c.hidden, " inter ", c.inter, " experts ",
+                    c.experts, " top_k ", c.top_k, " local [", c.local.begin, ',', c.local.end,
+                    ") ", name(c.x), ' ', name(c.weight)));
+  Mlp mlp(c);
+  Matrix want(DType::f32, c.tokens, c.hidden, 5);
+  reference(mlp.op(mlp.host_experts(), want.view(), {0, c.tokens}));
+  std::vector<std::vector<double>> bounds;
+  for (std::int64_t t = 0; t < c.tokens; ++t) bounds.push_back(mlp.bounds(t));
+  on_every_target(
+      [&](Backend& backend) {
+        Matrix y(DType::f32, c.tokens, c.hidden, 5);
+        backend.run(mlp.op(mlp.placed_experts(backend), y.view(), {0, c.tokens}));
+        backend.wait();
+        return std::vector<Matrix>{y};
+      },
+      [&](const std::vector<Matrix>& got) {
+        expect_near(got[0], want, [&](std::int64_t t, std::int64_t i) {
+          return bounds[std::size_t(t)][std::size_t(i)] + two_roundings(DType::f32, want(t, i));
+        });
+      });
+}
+
+TEST(ExpertMlp, MatchesReference) {
+  for (std::int64_t tokens : {0, 1, 2, 17})
+    for (const auto& [hidden, inter] :
+         {std::pair{1, 1}, {7, 5}, {16, 32}, {33, 31}, {65, 63}, {64, 129}})
+      for (DType x : kFloats) {
+        compare_mlp({tokens, hidden, inter, 8, 2, {0, 8}, x, x});
+        compare_mlp({tokens, hidden, inter, 8, 2, {3, 6}, x, x});
+        compare_mlp({tokens, hidden, inter, 1, 0, {0, 1}, x, x});
+      }
+}
+
+TEST(ExpertMlp, MatchesReferenceAroundEveryTileOfTokens) {
+  for (std::int64_t tokens : {3, 5, 8, 15, 16, 31, 33, 47, 49, 65, 130, 500})
+    for (DType x : kFloats) {
+      compare_mlp({tokens, 32, 24, 4, 2, {0, 4}, x, x});
+      compare_mlp({tokens, 24, 33, 1, 0, {0, 1}, x, x});
+    }
+}
+
+TEST(ExpertMlp, MatchesReferenceForMoreChoicesAndF32Weights) {
+  for (DType x : kFloats)
+    for (std::int64_t top_k : {1, 3, 4}) compare_mlp({9, 40, 24, 5, top_k, {1, 5}, x, DType::f32});
+}
+
+TEST(ExpertMlp, MatchesReferenceAtMixtralsWidth) {
+  for (DType x : kFloats) compare_mlp({3, 4096, 48, 8, 2, {0, 8}, x, x});
+  compare_mlp({2, 64, 14336, 2, 1, {0, 2}, DType::bf16, DType::bf16});
+}
+
+TEST(ExpertMlp, IsZeroWithoutALocalExpert) {
+  for (const Range local : {Range{8, 8}, Range{8, 10}}) {
+    Mlp mlp({5, 24, 16, 8, 2, local, DType::bf16, DType::bf16});
+    on_every_target(
+        [&](Backend& backend) {
+          Matrix y(DType::f32, 5, 24, 3);
+          backend.run(mlp.op(mlp.placed_experts(backend), y.view(), {0, 5}));
+          backend.wait();
+          return std::vector<Matrix>{y};
+        },
+        [&](const std::vector<Matrix>& got) {
+          for (std::int64_t t = 0; t < 5; ++t)
+            for (std::int64_t i = 0; i < 24; ++i) ASSERT_EQ(got[0](t, i), 0) << t << ' ' << i;
+        });
+  }
+}
+
+TEST(ExpertMlp, TokensDoNotDependOnTheBatch) {
+  for (DType dtype : kFloats)
+    for (std::int64_t top_k : {0, 2}) {
+      const std::int64_t experts = top_k ? 8 : 1;
+      Mlp mlp({kBatchRows, 136, 264, experts, top_k, {0, experts}, dtype, dtype});
+      for (const Target& target : targets()) {
+        SCOPED_TRACE(text(target.name(), ' ', name(dtype), " top_k ", top_k));
+        const auto backend = target.make();
+        const std::vector<Expert> placed = mlp.placed_experts(*backend);
+        const auto run = [&](Range rows) {
+          Matrix y(DType::f32, rows.size(), 136);
+          backend->run(mlp.op(placed, y.view(), rows));
+          backend->wait();
+          return y;
+        };
+        const Matrix whole = run({0, kBatchRows});
+        for (std::int64_t rows : kBatches)
+          for (std::int64_t first : {std::int64_t{0}, kBatchRows - rows})
+            expect_same_rows(run({first, first + rows}), whole, first);
+      }
+    }
+}
+
+// gate x = 0, so silu = 0; gate x = large, so silu(z) = z.
+TEST(ExpertMlp, OfKnownActivations) {
+  Matrix x = Matrix(DType::f32, 1, 2).floats({1, 2});
+  Matrix gate = Matrix(DType::f32, 2, 2).floats({2, -1, 100, 0});   // gate x = 0, 100
+  Matrix up = Matrix(DType::f32, 2, 2).floats({5, 5, 1, 1});        // up x = 15, 3
+  Matrix down = Matrix(DType::f32, 2, 2).floats({7, 1, 9, -0.5f});  // y = 300, -150
+  Matrix y(DType::f32, 1, 2);
+  const std::vector<Expert> local{{gate.weight(), up.weight(), down.weight()}};
+  ExpertMlp op{.x = x.view(),
+               .experts = {},
+               .weights = {},
+               .local = local,
+               .first_expert = 0,
+               .y = y.view()};
+  reference(op);
+  EXPECT_FLOAT_EQ(y(0, 0), 300);
+  EXPECT_FLOAT_EQ(y(0, 1), -150);
+
+  // The same as expert 4 of a routed layer, chosen twice among others.
+  Matrix experts = Matrix(DType::i32, 1, 3).integers({4, 3, 4});
+  Matrix weights = Matrix(DType::f32, 1, 3).floats({0.25f, 8, 0.5f});
+  op.experts = experts.view();
+  op.weights = weights.view();
+  op.first_expert = 4;
+  reference(op);
+  EXPECT_FLOAT_EQ(y(0, 0), 225);
+  EXPECT_FLOAT_EQ(y(0, 1), -112.5f);
+}
+
+TEST(ExpertMlp, RefusesWhatTheContractDoes) {
+  Matrix x(DType::bf16, 3, 8), gate(DType::bf16, 6, 8), up(DType::bf16, 6, 8),
+      down(DType::bf16, 8, 6), experts(DType::i32, 3, 2), weights(DType::f32, 3, 2),
+      y(DType::f32, 3, 8);
+  const std::vector<Expert> fine(2, {gate.weight(), up.weight(), down.weight()});
+  std::vector<Expert> local = fine;
+  const ExpertMlp good{.x = x.view(),
+                       .experts = experts.view(),
+                       .weights = weights.view(),
+                       .local = local,
+                       .first_expert = 0,
+                       .y = y.view()};
+  check(good);
+  ExpertMlp op = good;
+  const auto refuses = [&](const std::string& wanted) {
+    expect_error<InvalidArgument>([&] { check(op); }, wanted);
+    op = good;
+    std::copy(fine.begin(), fine.end(), local.begin());
+  };
+  local[0].down.data.rows = 7;
+  refuses("ExpertMlp: down is bf16 [7,6], wanted [8,6]");
+  local[1].gate.data.rows = 5;
+  refuses("ExpertMlp: gate is bf16 [5,8], wanted [6,8]");
+  local[1].up.data.dtype = DType::f16;
+  refuses("ExpertMlp: up is f16 [6,8], wanted bf16 or f32");
+  op.experts = op.weights = {};
+  refuses("ExpertMlp: 2 local experts and no choice of experts, wanted 1");
+  op.experts = {};
+  op.local = op.local.first(1);
+  refuses("ExpertMlp: weights is f32 [3,2] without a choice of experts");
+  op.weights = {};
+  refuses("ExpertMlp: weights is f32 [0,0], wanted [3,2]");
+  op.y.dtype = DType::bf16;
+  refuses("ExpertMlp: y is bf16 [3,8], wanted f32");
+  op.y.rows = 2;
+  refuses("ExpertMlp: y is f32 [2,8], wanted [3,8]");
+  op.y.data = op.x.data;
+  refuses("ExpertMlp: y is the memory of x");
+  op.first_expert = -1;
+  refuses("ExpertMlp: first_expert is -1, wanted >= 0");
+  op.experts.dtype = DType::f32;
+  refuses("ExpertMlp: experts is f32 [3,2], wanted i32");
+  local[0].up.data.dtype = DType::i8;
+  expect_error<Unsupported>([&] { check(op); },
+                            "ExpertMlp: up has no i8 version; it has: f32 f16 bf16");
+}
+
+}  // namespace
+}  // namespace ostro::ops
