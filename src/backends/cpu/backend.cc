@@ -1,0 +1,148 @@
+#include "backends/cpu/backend.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+
+#include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/isa.h"
+
+namespace ostro::cpu {
+namespace {
+
+// Nanoseconds an element of row-by-row work, about, from L2; only to decide whether to share it.
+constexpr double kRowNs = 0.1;
+constexpr double kAngleNs = 25;
+
+// A line "name:   123 kB" of /proc/meminfo, in bytes; 0 if there is none.
+std::size_t meminfo_bytes(const char* name) {
+  std::FILE* file = std::fopen("/proc/meminfo", "r");
+  if (!file) return 0;
+  char line[256];
+  unsigned long long kib = 0;
+  const std::size_t length = std::strlen(name);
+  while (std::fgets(line, sizeof line, file))
+    if (std::strncmp(line, name, length) == 0 && line[length] == ':') {
+      std::sscanf(line + length + 1, "%llu", &kib);
+      break;
+    }
+  std::fclose(file);
+  return std::size_t(kib) << 10;
+}
+
+}  // namespace
+
+void* Workspace::reserve_bytes(std::size_t bytes) {
+  if (bytes > buffer_.bytes()) {
+    buffer_ = {};  // before the new one is made: both might not fit
+    buffer_ = allocate_host(bytes + bytes / 4);
+  }
+  return buffer_.data();
+}
+
+CpuBackend::CpuBackend(const Options& options)
+    : kernels_(choose_kernels(options.isa)),
+      threads_(options.threads == 0 ? available_processors() : options.threads) {
+  const std::size_t threads = std::size_t(threads_.count());
+  const std::size_t sums_bytes = threads * 2 * kSumFloats * sizeof(float);
+  fixed_ = allocate_host(sums_bytes + threads * kGemmScratchBytes);
+  sums_ = static_cast<float*>(fixed_.data());
+  gemm_scratch_ = static_cast<char*>(fixed_.data()) + sums_bytes;
+}
+
+Buffer CpuBackend::allocate(std::size_t bytes) { return allocate_host(bytes); }
+
+std::string CpuBackend::description() const {
+  return text("CPU ", kernels_.name, ", ", threads_.count(),
+              threads_.count() == 1 ? " thread" : " threads");
+}
+
+std::size_t CpuBackend::free_memory_bytes() const { return meminfo_bytes("MemAvailable"); }
+
+void CpuBackend::check_here(const View& v) const {
+  OSTRO_REQUIRE(v.device == Device::cpu, describe(v), " is not in host memory");
+}
+
+void CpuBackend::copy(const View& from, const View& to) {
+  OSTRO_REQUIRE(same_shape(from, to) && from.dtype == to.dtype, "copy of ", describe(from), " to ",
+                describe(to));
+  OSTRO_REQUIRE(from.contiguous() && to.contiguous(), "copy needs contiguous matrices");
+  check_here(from);
+  check_here(to);
+  if (from.bytes() > 0) std::memmove(to.data, from.data, from.bytes());
+}
+
+void CpuBackend::enqueue(const ops::Embed& op) {
+  check_here(op.y);
+  const std::int32_t* ids = ints(op.ids);
+  const std::int64_t hidden = op.y.cols;
+  over(op.y.rows, double(hidden) * kRowNs, [&](int, Range tokens) {
+    for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
+      float* y = reinterpret_cast<float*>(row_of(op.y, t));
+      const std::int64_t row = ids[t] - op.first_row;
+      if (0 <= row && row < op.table.rows)
+        kernels_.widen(row_of(op.table, row), element(op.table.dtype), y, hidden);
+      else
+        std::memset(y, 0, std::size_t(hidden) * sizeof(float));
+    }
+  });
+}
+
+void CpuBackend::enqueue(const ops::GatherRows& op) {
+  check_here(op.y);
+  const std::int32_t* rows = ints(op.rows);
+  for (std::int64_t i = 0; i < op.y.rows; ++i)
+    OSTRO_REQUIRE(0 <= rows[i] && rows[i] < op.x.rows, "GatherRows: rows[", i, "] is ", rows[i],
+                  ", x is ", describe(op.x));
+  const std::size_t bytes = std::size_t(op.y.cols) * size_of(op.y.dtype);
+  over(op.y.rows, double(bytes) * 0.05, [&](int, Range part) {
+    for (std::int64_t i = part.begin; i < part.end; ++i)
+      std::memcpy(row_of(op.y, i), row_of(op.x, rows[i]), bytes);
+  });
+}
+
+void CpuBackend::enqueue(const ops::AddRmsNorm& op) {
+  check_here(op.residual);
+  NormRow row{};
+  row.hidden = op.residual.cols;
+  row.weight = op.weight.data;
+  row.weight_type = element(op.weight.dtype);
+  row.y_type = element(op.y.dtype);
+  row.eps = op.eps;
+  over(op.residual.rows, double(row.hidden) * 2 * kRowNs, [&](int, Range tokens) {
+    NormRow r = row;
+    for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
+      r.x = reinterpret_cast<const float*>(row_of(op.x, t));
+      r.residual = reinterpret_cast<float*>(row_of(op.residual, t));
+      r.y = row_of(op.y, t);
+      kernels_.add_rms_norm(r);
+    }
+  });
+}
+
+void CpuBackend::enqueue(const ops::RotaryAngles& op) {
+  check_here(op.cos_sin);
+  const std::int32_t* positions = ints(op.positions);
+  const std::int32_t* tables = ints(op.table);
+  const std::int64_t tokens = op.cos_sin.rows, half = op.inv_freq.cols;
+  for (std::int64_t t = 0; t < tokens; ++t)
+    OSTRO_REQUIRE(0 <= tables[t] && tables[t] < op.inv_freq.rows, "RotaryAngles: table[", t,
+                  "] is ", tables[t], ", inv_freq is ", describe(op.inv_freq));
+  over(tokens, double(half) * kAngleNs, [&](int, Range part) {
+    for (std::int64_t t = part.begin; t < part.end; ++t) {
+      const float* inv_freq = reinterpret_cast<const float*>(row_of(op.inv_freq, tables[t]));
+      float* out = reinterpret_cast<float*>(row_of(op.cos_sin, t));
+      for (std::int64_t i = 0; i < half; ++i) {
+        const double angle = float(positions[t]) * inv_freq[i];
+        out[i] = float(std::cos(angle));
+        out[half + i] = float(std::sin(angle));
+      }
+    }
+  });
+}
+
+std::unique_ptr<ops::Backend> make_backend(const Options& options) {
+  return std::make_unique<CpuBackend>(options);
+}
+
+}  // namespace ostro::cpu

@@ -1,0 +1,114 @@
+// The backend's class, private to this folder: backend.cc has the small operations, linear.cc,
+// moe.cc and attention.cc those that are planned.
+#pragma once
+
+#include "backends/cpu/backend.h"
+#include "backends/cpu/kernels/kernels.h"
+#include "backends/cpu/threads.h"
+
+namespace ostro::cpu {
+
+// Memory that grows when a larger step than ever arrives, and never shrinks. Uninitialised.
+class Workspace {
+ public:
+  template <class T>
+  T* reserve(std::int64_t elements) {
+    return static_cast<T*>(reserve_bytes(std::size_t(elements) * sizeof(T)));
+  }
+
+ private:
+  void* reserve_bytes(std::size_t bytes);
+  Buffer buffer_;
+};
+
+class CpuBackend final : public ops::Backend {
+ public:
+  explicit CpuBackend(const Options& options);
+
+  Buffer allocate(std::size_t bytes) override;
+  quant::Weight place(const quant::Weight& host) override { return host; }
+  void copy(const View& from, const View& to) override;
+  void wait() override {}
+  Device device() const override { return Device::cpu; }
+  std::string description() const override;
+  std::size_t free_memory_bytes() const override;
+
+ protected:
+  void enqueue(const ops::Embed&) override;
+  void enqueue(const ops::GatherRows&) override;
+  void enqueue(const ops::AddRmsNorm&) override;
+  void enqueue(const ops::Linear&) override;
+  void enqueue(const ops::RotaryAngles&) override;
+  void enqueue(const ops::RotaryAppend&) override;
+  void enqueue(const ops::PagedAttention&) override;
+  void enqueue(const ops::Route&) override;
+  void enqueue(const ops::ExpertMlp&) override;
+
+ private:
+  struct ExpertPlan;
+
+  // fn(thread, range) for parts of [0, n) that cost about ns_each nanoseconds an element: on this
+  // thread alone if waking others would take longer.
+  template <class Fn>
+  void over(std::int64_t n, double ns_each, Fn&& fn) {
+    if (threads_.count() == 1 || double(n) * ns_each < kAloneNs || n <= 1) {
+      if (n > 0) fn(0, Range{0, n});
+      return;
+    }
+    threads_.parallel([&](int thread) {
+      const Range part = part_of(n, thread, threads_.count());
+      if (part.size() > 0) fn(thread, part);
+    });
+  }
+  // for_each, or a loop on this thread for work of less than kAloneNs in all.
+  template <class Fn>
+  void items(std::int64_t n, double ns, Fn&& fn) {
+    if (ns < kAloneNs) {
+      for (std::int64_t i = 0; i < n; ++i) fn(0, i);
+    } else {
+      threads_.for_each(n, fn);
+    }
+  }
+  // Two hot threads meet within a microsecond or two; below this, meeting gains nothing.
+  static constexpr double kAloneNs = 3000;
+
+  char* gemm_scratch(int thread) {
+    return gemm_scratch_ + thread * kGemmScratchBytes;
+  }
+  // sums of one Gemm of at most kSumRows x kSumCols, for each thread; two of them for SwiGLU.
+  float* sums(int thread, int which = 0) { return sums_ + (2 * thread + which) * kSumFloats; }
+  static constexpr std::int64_t kSumRows = 240;  // 40 tiles of 6
+  static constexpr std::int64_t kSumCols = kGemmStagedWeights;
+  static constexpr std::int64_t kSumFloats = kSumRows * kSumCols;
+
+  void check_here(const View& v) const;
+
+  const Kernels& kernels_;
+  Threads threads_;
+  Buffer fixed_;
+  char* gemm_scratch_ = nullptr;
+  float* sums_ = nullptr;
+  Workspace attention_scratch_, attention_partial_, attention_items_;
+  Workspace expert_index_, expert_hidden_, expert_out_;
+  Workspace logits_;
+};
+
+// Nanoseconds of a product on one thread, about: only to decide whether to share it.
+double gemm_ns(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t weight_size);
+// Columns of a work item of a product: enough items for the threads, sums that fit `sum_floats`.
+std::int64_t gemm_columns(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t weight_size,
+                          std::int64_t row_blocks, int threads, std::int64_t sum_floats);
+
+inline Element element(DType dtype) {
+  return dtype == DType::f32 ? Element::f32 : dtype == DType::f16 ? Element::f16 : Element::bf16;
+}
+// Row r of a view, whatever its type.
+inline char* row_of(const View& v, std::int64_t r) {
+  return v ? static_cast<char*>(v.data) + r * v.row_stride * std::int64_t(size_of(v.dtype))
+           : nullptr;
+}
+inline const std::int32_t* ints(const View& v, std::int64_t r = 0) {
+  return static_cast<const std::int32_t*>(v.data) + r * v.row_stride;
+}
+
+}  // namespace ostro::cpu

@@ -1,0 +1,26 @@
+// What the kernel files of one instruction set offer to table.cc.
+#pragma once
+
+#include "backends/cpu/kernels/kernels.h"
+
+namespace ostro::cpu::OSTRO_ISA {
+
+void gemm(const Gemm&);
+extern const std::int64_t gemm_row_tile;
+
+void store_rows(const StoreRows&);
+void widen_row(const void* from, Element type, float* to, std::int64_t n);
+void swiglu(const SwiGlu&);
+void combine(const Combine&);
+void route(const RouteRow&);
+void add_rms_norm(const NormRow&);
+void rotate_heads(const RotateHeads&);
+
+void attention(const Attention&);
+void attention_merge(const AttentionMerge&);
+std::int64_t attention_scratch_bytes(std::int64_t rows, std::int64_t head_dim);
+
+void read_memory(const void* from, std::int64_t bytes);
+double peak_multiply_add(Element type, std::int64_t steps);
+
+}  // namespace ostro::cpu::OSTRO_ISA

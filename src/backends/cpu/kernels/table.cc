@@ -1,0 +1,24 @@
+// The table of one instruction set.
+#include "backends/cpu/kernels/families.h"
+
+namespace ostro::cpu::OSTRO_ISA {
+
+const Kernels kernels = {
+    .name = OSTRO_ISA_NAME,
+    .row_tile = 4,
+    .gemm = gemm,
+    .store_rows = store_rows,
+    .swiglu = swiglu,
+    .combine = combine,
+    .add_rms_norm = add_rms_norm,
+    .route = route,
+    .rotate_heads = rotate_heads,
+    .attention = attention,
+    .attention_merge = attention_merge,
+    .attention_scratch_bytes = attention_scratch_bytes,
+    .widen = widen_row,
+    .read_memory = read_memory,
+    .peak_multiply_add = peak_multiply_add,
+};
+
+}  // namespace ostro::cpu::OSTRO_ISA

@@ -1,0 +1,109 @@
+// Linear and Route: which thread multiplies which block.
+#include <algorithm>
+
+#include "backends/cpu/cpu_backend.h"
+
+namespace ostro::cpu {
+namespace {
+
+// Weights that a thread takes at a time when few tokens stream through them.
+constexpr std::int64_t kChunkBytes = 128 << 10;
+
+}  // namespace
+
+double gemm_ns(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t weight_size) {
+  return double(n) * double(k) * (double(weight_size) / 20 + double(m) / 60);
+}
+
+std::int64_t gemm_columns(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t weight_size,
+                          std::int64_t row_blocks, int threads, std::int64_t sum_floats) {
+  constexpr std::int64_t kTile = 8;
+  if (m > kGemmStagedRows) {
+    std::int64_t columns = kGemmStagedWeights;
+    while (columns > 32 && row_blocks * ceil_div(n, columns) < 3 * threads) columns /= 2;
+    return columns;
+  }
+  const std::int64_t row_bytes = std::max<std::int64_t>(1, k * weight_size);
+  std::int64_t columns = std::max(kTile, kChunkBytes / row_bytes);
+  columns = std::min(columns, ceil_div(n, std::int64_t{threads}));
+  columns = std::min(columns, sum_floats / m);
+  return std::max(kTile, columns / kTile * kTile);
+}
+
+void CpuBackend::enqueue(const ops::Linear& op) {
+  check_here(op.y);
+  const std::int64_t m = op.x.rows, n = op.w.n(), k = op.w.k();
+  if (m == 0 || n == 0) return;
+  const std::int64_t weight_size = std::int64_t(size_of(op.w.data.dtype));
+  const std::int64_t row_blocks = ceil_div(m, kSumRows);
+  const std::int64_t columns =
+      gemm_columns(m, n, k, weight_size, row_blocks, threads_.count(), kSumFloats);
+  const bool direct = op.y.dtype == DType::f32;
+  // All row blocks of one block of columns in turn: its weights come from memory once.
+  items(row_blocks * ceil_div(n, columns), gemm_ns(m, n, k, weight_size),
+        [&](int thread, std::int64_t item) {
+          const Range rows = part_of(m, item % row_blocks, row_blocks);
+          const std::int64_t n0 = item / row_blocks * columns;
+          const std::int64_t width = std::min(columns, n - n0);
+          char* y = row_of(op.y, rows.begin) + n0 * std::int64_t(size_of(op.y.dtype));
+          Gemm gemm{};
+          gemm.x = row_of(op.x, rows.begin);
+          gemm.w = row_of(op.w.data, n0);
+          gemm.sum = direct ? reinterpret_cast<float*>(y) : sums(thread);
+          gemm.x_stride = op.x.row_stride;
+          gemm.w_stride = op.w.data.row_stride;
+          gemm.sum_stride = direct ? op.y.row_stride : width;
+          gemm.m = rows.size();
+          gemm.n = width;
+          gemm.k = k;
+          gemm.x_type = element(op.x.dtype);
+          gemm.w_type = element(op.w.data.dtype);
+          gemm.scratch = gemm_scratch(thread);
+          kernels_.gemm(gemm);
+          if (!direct)
+            kernels_.store_rows({.from = gemm.sum,
+                                 .to = y,
+                                 .from_stride = width,
+                                 .to_stride = op.y.row_stride,
+                                 .m = gemm.m,
+                                 .n = width,
+                                 .type = element(op.y.dtype)});
+        });
+}
+
+void CpuBackend::enqueue(const ops::Route& op) {
+  check_here(op.weights);
+  const std::int64_t tokens = op.x.rows, experts = op.router.n(), k = op.router.k();
+  if (tokens == 0) return;
+  const std::int64_t weight_size = std::int64_t(size_of(op.router.data.dtype));
+  const std::int64_t blocks =
+      std::max(ceil_div(tokens, kGemmStagedRows),
+               std::min<std::int64_t>(tokens, threads_.count()));
+  float* const logits = logits_.reserve<float>(threads_.count() * kGemmStagedRows * experts);
+  items(blocks, gemm_ns(tokens, experts, k, weight_size), [&](int thread, std::int64_t item) {
+    const Range rows = part_of(tokens, item, blocks);
+    Gemm gemm{};
+    gemm.x = row_of(op.x, rows.begin);
+    gemm.w = op.router.data.data;
+    gemm.sum = logits + thread * kGemmStagedRows * experts;
+    gemm.x_stride = op.x.row_stride;
+    gemm.w_stride = op.router.data.row_stride;
+    gemm.sum_stride = experts;
+    gemm.m = rows.size();
+    gemm.n = experts;
+    gemm.k = k;
+    gemm.x_type = element(op.x.dtype);
+    gemm.w_type = element(op.router.data.dtype);
+    gemm.scratch = gemm_scratch(thread);
+    kernels_.gemm(gemm);
+    for (std::int64_t t = rows.begin; t < rows.end; ++t)
+      kernels_.route({.logits = gemm.sum + (t - rows.begin) * experts,
+                      .experts = reinterpret_cast<std::int32_t*>(row_of(op.experts, t)),
+                      .weights = reinterpret_cast<float*>(row_of(op.weights, t)),
+                      .count = experts,
+                      .top_k = op.experts.cols,
+                      .renormalize = op.renormalize});
+  });
+}
+
+}  // namespace ostro::cpu

@@ -1,0 +1,174 @@
+// ExpertMlp: tokens sorted by expert, then three parallel regions: gate, up and SiLU of (expert x
+// rows x block of inter); down of (expert x rows x block of hidden); the weighted sum of each token.
+#include <algorithm>
+
+#include "backends/cpu/cpu_backend.h"
+
+namespace ostro::cpu {
+
+// A slot is one (token, expert) pair whose expert is local; slots are sorted by expert, then token.
+struct CpuBackend::ExpertPlan {
+  std::int64_t experts = 0, slots = 0;
+  std::int32_t* start = nullptr;       // [experts + 1] first slot
+  std::int32_t* first_item = nullptr;  // [experts + 1] first work item of the stage
+  std::int32_t* token = nullptr;       // [slots]
+  std::int32_t* slot_of = nullptr;     // [tokens, top_k], -1: not local
+
+  // One stage multiplies each expert's rows by [n, k] weights in blocks of `columns`.
+  struct Block {
+    std::int64_t expert;
+    Range rows, columns;
+  };
+  std::int64_t n = 0;
+  std::int64_t columns_of(std::int64_t rows) const { return rows > kGemmStagedRows ? many : few; }
+  std::int64_t few = 0, many = 0;
+
+  std::int64_t plan(std::int64_t n_, std::int64_t k, std::int64_t weight_size, int threads) {
+    n = n_;
+    std::int64_t active = 0, largest = 1, row_blocks = 0;
+    for (std::int64_t e = 0; e < experts; ++e) {
+      const std::int64_t rows = start[e + 1] - start[e];
+      active += rows > 0;
+      if (rows <= kGemmStagedRows) largest = std::max(largest, rows);
+      row_blocks += ceil_div(rows, kSumRows);
+    }
+    const int share = std::max<int>(1, int(ceil_div<std::int64_t>(threads, std::max<std::int64_t>(1, active))));
+    few = gemm_columns(largest, n, k, weight_size, active, share, kSumFloats);
+    many = gemm_columns(kGemmStagedRows + 1, n, k, weight_size, row_blocks, threads, kSumFloats);
+    std::int64_t items = 0;
+    for (std::int64_t e = 0; e < experts; ++e) {
+      first_item[e] = std::int32_t(items);
+      const std::int64_t rows = start[e + 1] - start[e];
+      if (rows > 0) items += ceil_div(rows, kSumRows) * ceil_div(n, columns_of(rows));
+    }
+    first_item[experts] = std::int32_t(items);
+    return items;
+  }
+
+  Block block(std::int64_t item) const {
+    const std::int64_t e =
+        std::upper_bound(first_item, first_item + experts + 1, std::int32_t(item)) - first_item - 1;
+    const std::int64_t rows = start[e + 1] - start[e];
+    const std::int64_t row_blocks = ceil_div(rows, kSumRows), columns = columns_of(rows);
+    const std::int64_t i = item - first_item[e];
+    const Range part = part_of(rows, i % row_blocks, row_blocks);
+    const std::int64_t n0 = i / row_blocks * columns;
+    return {e, {start[e] + part.begin, start[e] + part.end}, {n0, std::min(n, n0 + columns)}};
+  }
+};
+
+void CpuBackend::enqueue(const ops::ExpertMlp& op) {
+  check_here(op.y);
+  const std::int64_t tokens = op.x.rows, hidden = op.x.cols;
+  if (tokens == 0) return;
+  const std::int64_t top_k = op.experts ? op.experts.cols : 1;
+  const ops::Expert& any = op.local.front();
+  const std::int64_t inter = any.gate.n();
+
+  ExpertPlan plan;
+  plan.experts = std::int64_t(op.local.size());
+  plan.start =
+      expert_index_.reserve<std::int32_t>(2 * (plan.experts + 1) + 2 * tokens * top_k);
+  plan.first_item = plan.start + plan.experts + 1;
+  plan.token = plan.first_item + plan.experts + 1;
+  plan.slot_of = plan.token + tokens * top_k;
+  const auto local_expert = [&](std::int64_t t, std::int64_t j) {
+    const std::int64_t e = op.experts ? ints(op.experts, t)[j] - op.first_expert : 0;
+    return 0 <= e && e < plan.experts ? e : -1;
+  };
+  std::fill_n(plan.start, plan.experts + 1, 0);
+  for (std::int64_t t = 0; t < tokens; ++t)
+    for (std::int64_t j = 0; j < top_k; ++j)
+      if (const std::int64_t e = local_expert(t, j); e >= 0) ++plan.start[e + 1];
+  for (std::int64_t e = 0; e < plan.experts; ++e) plan.start[e + 1] += plan.start[e];
+  plan.slots = plan.start[plan.experts];
+  for (std::int64_t t = 0; t < tokens; ++t)
+    for (std::int64_t j = 0; j < top_k; ++j) {
+      const std::int64_t e = local_expert(t, j);
+      std::int32_t& slot = plan.slot_of[t * top_k + j];
+      slot = e < 0 ? -1 : plan.start[e]++;
+      if (e >= 0) plan.token[slot] = std::int32_t(t);
+    }
+  for (std::int64_t e = plan.experts; e > 0; --e) plan.start[e] = plan.start[e - 1];
+  plan.start[0] = 0;
+
+  // Sized by the tokens, not by how many slots are local: a step like it must not allocate.
+  const std::int64_t x_size = std::int64_t(size_of(op.x.dtype));
+  char* const h = expert_hidden_.reserve<char>(tokens * top_k * inter * x_size);
+  float* const out = op.experts ? expert_out_.reserve<float>(tokens * top_k * hidden)
+                                : static_cast<float*>(op.y.data);
+  const std::int64_t out_stride = op.experts ? hidden : op.y.row_stride;
+  const std::int64_t weight_size = std::int64_t(size_of(any.gate.data.dtype));
+
+  Gemm common{};
+  common.x_type = element(op.x.dtype);
+
+  const std::int64_t up_items = plan.plan(inter, hidden, weight_size, threads_.count());
+  items(up_items, gemm_ns(plan.slots, 2 * inter, hidden, 0), [&](int thread, std::int64_t item) {
+    const ExpertPlan::Block b = plan.block(item);
+    const ops::Expert& expert = op.local[std::size_t(b.expert)];
+    Gemm gemm = common;
+    gemm.x = op.x.data;
+    gemm.rows = plan.token + b.rows.begin;
+    gemm.x_stride = op.x.row_stride;
+    gemm.m = b.rows.size();
+    gemm.n = b.columns.size();
+    gemm.k = hidden;
+    gemm.sum_stride = b.columns.size();
+    gemm.scratch = gemm_scratch(thread);
+    const void* const up = row_of(expert.up.data, b.columns.begin);
+    gemm.w = row_of(expert.gate.data, b.columns.begin);
+    gemm.w_stride = expert.gate.data.row_stride;
+    gemm.w_type = element(expert.gate.data.dtype);
+    gemm.sum = sums(thread, 0);
+    gemm.next_w = up;
+    kernels_.gemm(gemm);
+    gemm.w = up;
+    gemm.w_stride = expert.up.data.row_stride;
+    gemm.w_type = element(expert.up.data.dtype);
+    gemm.sum = sums(thread, 1);
+    gemm.next_w = nullptr;
+    kernels_.gemm(gemm);
+    kernels_.swiglu({.gate = sums(thread, 0),
+                     .up = sums(thread, 1),
+                     .h = h + (b.rows.begin * inter + b.columns.begin) * x_size,
+                     .stride = gemm.sum_stride,
+                     .h_stride = inter,
+                     .m = gemm.m,
+                     .n = gemm.n,
+                     .type = element(op.x.dtype)});
+  });
+
+  const std::int64_t down_items = plan.plan(hidden, inter, weight_size, threads_.count());
+  items(down_items, gemm_ns(plan.slots, hidden, inter, 0), [&](int thread, std::int64_t item) {
+    const ExpertPlan::Block b = plan.block(item);
+    const quant::Weight& down = op.local[std::size_t(b.expert)].down;
+    Gemm gemm = common;
+    gemm.x = h + b.rows.begin * inter * x_size;
+    gemm.x_stride = inter;
+    gemm.w = row_of(down.data, b.columns.begin);
+    gemm.w_stride = down.data.row_stride;
+    gemm.w_type = element(down.data.dtype);
+    gemm.sum = out + b.rows.begin * out_stride + b.columns.begin;
+    gemm.sum_stride = out_stride;
+    gemm.m = b.rows.size();
+    gemm.n = b.columns.size();
+    gemm.k = inter;
+    gemm.scratch = gemm_scratch(thread);
+    kernels_.gemm(gemm);
+  });
+
+  if (!op.experts) return;
+  over(tokens, double(hidden * top_k) * 0.1, [&](int, Range part) {
+    for (std::int64_t t = part.begin; t < part.end; ++t)
+      kernels_.combine({.from = out,
+                        .slots = plan.slot_of + t * top_k,
+                        .weights = reinterpret_cast<const float*>(row_of(op.weights, t)),
+                        .y = reinterpret_cast<float*>(row_of(op.y, t)),
+                        .from_stride = hidden,
+                        .top_k = top_k,
+                        .n = hidden});
+  });
+}
+
+}  // namespace ostro::cpu
