@@ -1,0 +1,119 @@
+#include "text/chat_template.h"
+
+#include "text/goldens.h"
+
+namespace ostro::txt {
+namespace {
+
+const ChatTemplate::Ends kEnds{.bos = "<s>", .eos = "</s>"};
+const std::vector<ChatMessage> kTalk = {
+    {"user", "Hi \"you\"\n"}, {"assistant", "Hello."}, {"user", "Bye"}};
+
+// The template of Mixtral-8x7B-Instruct-v0.1, in outline.
+constexpr const char* kMixtral =
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}"
+    "{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}"
+    "{% endfor %}";
+
+TEST(ChatTemplate, MistralsFormIsThatOfMixtralsTemplate) {
+  const std::string want = "<s>[INST] Hi \"you\"\n [/INST] Hello.</s>[INST] Bye [/INST]";
+  EXPECT_EQ(ChatTemplate::mistral(kEnds).render(kTalk, true), want);
+  EXPECT_EQ(ChatTemplate::from_jinja(kMixtral, kEnds).render(kTalk, true), want);
+}
+
+TEST(ChatTemplate, MistralsFormPutsTheSystemMessageFirst) {
+  const std::vector<ChatMessage> talk = {{"system", "Be brief."}, {"user", "Hi"}};
+  EXPECT_EQ(ChatTemplate::mistral(kEnds).render(talk, true), "<s>[INST] Be brief.\n\nHi [/INST]");
+}
+
+TEST(ChatTemplate, MistralsFormRefusesOtherOrders) {
+  const auto refused = [](std::vector<ChatMessage> talk, std::initializer_list<const char*> words) {
+    return throws<InvalidArgument>([&] { ChatTemplate::mistral(kEnds).render(talk, true); }, words);
+  };
+  EXPECT_TRUE(refused({{"user", "a"}, {"user", "b"}}, {"message 1", "alternate"}));
+  EXPECT_TRUE(refused({{"assistant", "a"}}, {"message 0", "assistant"}));
+  EXPECT_TRUE(refused({{"user", "a"}, {"system", "b"}}, {"message 1", "system"}));
+  EXPECT_TRUE(refused({{"system", "b"}}, {"system message alone"}));
+}
+
+TEST(ChatTemplate, RaisedErrorsAreTheTemplatesOwnWords) {
+  const auto chat = ChatTemplate::from_jinja(kMixtral, kEnds);
+  const std::vector<ChatMessage> talk = {{"tool", "x"}};
+  try {
+    chat.render(talk, true);
+    FAIL();
+  } catch (const InvalidArgument& e) {
+    EXPECT_STREQ(e.what(), "Conversation roles must alternate user/assistant/user/assistant/...");
+  }
+}
+
+TEST(ChatTemplate, SeesTheGenerationPromptAndTools) {
+  const auto chat = ChatTemplate::from_jinja(
+      "{%- for m in messages %}\n"
+      "    {%- if m.role == 'user' -%}\n<|{{ m.role }}|>{{ m.content | trim }}{{ eos_token }}\n"
+      "    {%- endif %}\n{%- endfor %}\n"
+      "{%- if tools is not none %}TOOLS{% endif %}"
+      "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}\n",
+      kEnds);
+  const std::vector<ChatMessage> talk = {{"user", "  a "}, {"assistant", "b"}};
+  EXPECT_EQ(chat.render(talk, true), "<|user|>a</s><|assistant|>");
+  EXPECT_EQ(chat.render(talk, false), "<|user|>a</s>");
+}
+
+TEST(ChatTemplate, BlocksTakeTheirLine) {
+  const auto chat =
+      ChatTemplate::from_jinja("{% if true %}\n  {% set x = 1 %}\nx{{ x }}\n{% endif %}\n", kEnds);
+  EXPECT_EQ(chat.render({}, false), "x1\n");
+}
+
+TEST(ChatTemplate, KnowsTheDate) {
+  const auto chat = ChatTemplate::from_jinja("{{ strftime_now('%Y') }}", kEnds);
+  EXPECT_EQ(chat.render({}, false).substr(0, 2), "20");
+}
+
+TEST(ChatTemplate, BrokenTemplatesAreRefused) {
+  EXPECT_TRUE(throws<InvalidArgument>(
+      [] { ChatTemplate::from_jinja("a\n{% if %}", kEnds, "C.json"); }, {"C.json"}));
+  EXPECT_TRUE(throws<InvalidArgument>(
+      [] { ChatTemplate::from_jinja("{% for m in messages %}", kEnds, "C.json"); }, {"C.json"}));
+  const auto chat = ChatTemplate::from_jinja("{{ nothing.at.all() }}", kEnds, "C.json");
+  EXPECT_TRUE(throws<InvalidArgument>([&] { chat.render({}, true); }, {"C.json", "fails"}));
+}
+
+TEST(ChatTemplate, LoadPrefersTheFileThenTheConfigThenMistrals) {
+  const auto tokenizer = tiny_mixtral();
+  TemporaryFolder folder;
+  const auto load = [&] { return ChatTemplate::load(folder.path(), *tokenizer); };
+  EXPECT_EQ(load().name(), "Mistral's form");
+  EXPECT_EQ(load().render(std::vector<ChatMessage>{{"user", "q"}}, true), "<s>[INST] q [/INST]");
+  folder.write(
+      "tokenizer_config.json",
+      R"({"bos_token": "<B>", "chat_template": [{"name": "default", "template": "{{ bos_token }}D{{ eos_token }}"}]})");
+  EXPECT_EQ(load().render({}, true), "<B>D</s>");
+  folder.write("chat_template.jinja", "J{{ bos_token }}");
+  EXPECT_EQ(load().render({}, true), "J<B>");
+}
+
+TEST(ChatTemplate, OneOfSeveralMustBeTheDefault) {
+  const auto tokenizer = tiny_mixtral();
+  TemporaryFolder folder;
+  folder.write("tokenizer_config.json", R"({"chat_template": [{"name": "rag", "template": "R"}]})");
+  EXPECT_TRUE(throws<InvalidArgument>([&] { ChatTemplate::load(folder.path(), *tokenizer); },
+                                      {"default", "rag"}));
+}
+
+TEST(ChatTemplate, RenderedTextEncodesToOneBos) {
+  const auto tokenizer = tiny_mixtral();
+  const auto text = ChatTemplate::mistral(kEnds).render(kTalk, true);
+  const Ids ids = tokenizer->encode(text, {.add_special_tokens = false, .parse_special = true});
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), 1), 1);
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), 2), 1);
+  EXPECT_EQ(ids.front(), 1);
+}
+
+}  // namespace
+}  // namespace ostro::txt
