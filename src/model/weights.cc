@@ -1,0 +1,74 @@
+#include "model/weights.h"
+
+#include <map>
+
+namespace ostro::model {
+namespace {
+
+// Places tensors by name; the slices come from tensors_of(), so layout.cc alone knows the cuts.
+class Loader {
+ public:
+  Loader(const checkpoint::EngineReader& engine, const std::vector<TensorSlice>& slices,
+         ops::Backend& backend, std::vector<Buffer>& owned)
+      : engine_(engine), backend_(backend), owned_(owned) {
+    for (const TensorSlice& s : slices) slices_.emplace(s.name, &s);
+  }
+
+  // The row-wise stack of the named tensors.
+  quant::Weight matrix(std::initializer_list<std::string> names) {
+    std::vector<checkpoint::Slice> parts;
+    for (const std::string& name : names) {
+      const auto it = slices_.find(name);
+      OSTRO_CHECK(it != slices_.end(), "this rank holds no ", name);
+      parts.push_back({name, it->second->row_range, it->second->col_range});
+    }
+    checkpoint::HostMatrix host = engine_.read(parts);
+    const quant::Weight placed = backend_.place({.data = host.view, .scale = {}});
+    const bool in_place = placed.data.data == host.view.data;
+    if (in_place && host.owned.data()) owned_.push_back(std::move(host.owned));
+    return placed;
+  }
+
+  View row(const std::string& name) { return matrix({name}).data; }
+
+ private:
+  const checkpoint::EngineReader& engine_;
+  ops::Backend& backend_;
+  std::vector<Buffer>& owned_;
+  std::map<std::string, const TensorSlice*> slices_;
+};
+
+}  // namespace
+
+Weights load_weights(const checkpoint::EngineReader& engine, const ModelConfig& config,
+                     const Mapping& mapping, std::int64_t rank, ops::Backend& backend) {
+  const RankShape shape = shape_of(config, mapping, rank);
+  const std::vector<TensorSlice> slices = tensors_of(config, mapping, rank);
+  Weights w;
+  Loader load(engine, slices, backend, w.owned);
+
+  if (shape.first_stage) w.embedding = load.row("embedding");
+  for (std::int64_t i = shape.layers.begin; i < shape.layers.end; ++i) {
+    const std::string name = text("layers.", i, '.');
+    LayerWeights layer;
+    layer.attention_norm = load.row(name + "attention_norm");
+    layer.qkv = load.matrix({name + "q", name + "k", name + "v"});
+    layer.o = load.matrix({name + "o"});
+    layer.mlp_norm = load.row(name + "mlp_norm");
+    if (config.experts > 0) layer.router = load.matrix({name + "router"});
+    for (std::int64_t e = shape.experts.begin; e < shape.experts.end; ++e) {
+      const std::string expert = text(name, "experts.", e, '.');
+      layer.experts.push_back({.gate = load.matrix({expert + "gate"}),
+                               .up = load.matrix({expert + "up"}),
+                               .down = load.matrix({expert + "down"})});
+    }
+    w.layers.push_back(std::move(layer));
+  }
+  if (shape.last_stage) {
+    w.norm = load.row("norm");
+    w.lm_head = load.matrix({"lm_head"});
+  }
+  return w;
+}
+
+}  // namespace ostro::model
