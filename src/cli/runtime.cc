@@ -1,0 +1,156 @@
+#include "cli/runtime.h"
+
+#include <sched.h>
+
+#include <cstdio>
+#include <new>
+
+#include "backends/cpu/backend.h"
+#include "cli/join_mpi.h"
+#include "comm/local/launch.h"
+#include "comm/mpi_launch.h"
+
+namespace ostro::cli {
+namespace {
+
+std::string command_line;
+
+int usable_cores() {
+  cpu_set_t set;
+  return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+}
+
+// The engine's mapping, or the one that --tp_size and --pp_size ask for: any engine loads on any.
+model::Mapping chosen_mapping(const RuntimeFlags& flags, const model::EngineConfig& config) {
+  model::Mapping m = config.mapping;
+  if (flags.pp_size > 0) m.pp = flags.pp_size;
+  if (flags.tp_size > 0 && flags.tp_size != m.tp) {
+    m.tp = flags.tp_size;
+    // Experts stay spread as far as the engine spread them, where the new size allows it.
+    if (m.tp % m.moe_ep != 0) m.moe_ep = 1;
+    m.moe_tp = m.tp / m.moe_ep;
+  }
+  model::check(m, config.model);
+  return m;
+}
+
+void check_device(const std::string& device) {
+  OSTRO_REQUIRE(device == "auto" || device == "cpu" || device == "cuda", "--device is \"", device,
+                "\"; it must be auto, cpu or cuda");
+  OSTRO_SUPPORTED(device != "cuda", "this build has no CUDA backend; it has: cpu");
+}
+
+std::unique_ptr<comm::World> join_ranks(int wanted, const Log& log) {
+  if (const auto launch = comm::mpi_launch()) {
+    OSTRO_REQUIRE(launch->ranks == wanted, "the engine needs ", wanted, " ranks, mpirun started ",
+                  launch->ranks, "; run: mpirun -n ", wanted, ' ', command_line);
+    return join_mpi(log);
+  }
+  if (wanted == 1) return comm::make_single_world();
+  return comm::local::start_ranks(wanted, {.log = log});
+}
+
+void run_rank(const RuntimeFlags& flags, std::int64_t max_logit_rows,
+              const checkpoint::EngineReader& engine, const model::EngineConfig& config,
+              const model::Mapping& mapping, comm::World& world, const Log& log,
+              const std::function<void(Session&)>& lead) {
+  const int here = world.ranks_on_this_host();
+  const int threads = flags.threads > 0 ? flags.threads : std::max(1, usable_cores() / here);
+  const auto backend = cpu::make_backend({.threads = threads, .isa = "auto"});
+  engine::Rank rank(engine, config, mapping, *backend, world.communicator(),
+                    {.max_batch_size = flags.max_batch_size,
+                     .max_num_tokens = flags.max_num_tokens,
+                     .max_logit_rows = max_logit_rows,
+                     .kv_cache_tokens = flags.kv_tokens,
+                     .kv_cache_free_fraction = flags.kv_fraction,
+                     .ranks_on_host = here},
+                    log);
+  if (!rank.leads()) {
+    rank.follow();
+    return;
+  }
+  Session session{engine, config, rank, *backend, log};
+  lead(session);
+  rank.end();
+}
+
+}  // namespace
+
+void RuntimeFlags::add(CLI::App& app) {
+  app.add_option("--engine_dir", engine_dir, "the engine that `ostro build` wrote")
+      ->capture_default_str();
+  app.add_option("--device", device, "auto (a GPU if there is one), cpu or cuda")
+      ->capture_default_str();
+  app.add_option("--tp_size", tp_size, "tensor-parallel ranks; default: the engine's");
+  app.add_option("--pp_size", pp_size, "pipeline stages; default: the engine's");
+  app.add_option("--threads", threads, "threads a rank; default: the cores of this host / its ranks");
+  app.add_option("--max_batch_size", max_batch_size,
+                 "requests in one step, at most the engine's; default: that, or 256 on a CPU");
+  app.add_option("--max_num_tokens", max_num_tokens,
+                 "tokens of one step, at most the engine's; default: that");
+  app.add_option("--kv_cache_free_gpu_memory_fraction", kv_fraction,
+                 "part of the free memory for the KV cache; default: 0.9 of a GPU's, 0.5 of a CPU's");
+  app.add_option("--max_tokens_in_paged_kv_cache", kv_tokens,
+                 "tokens in the KV cache; default: as many as fit");
+  log.add(app, "error");
+}
+
+bool prints() {
+  const auto launch = comm::mpi_launch();
+  return !launch || launch->rank == 0;
+}
+
+Failure failure_at_hand() {
+  try {
+    throw;
+  } catch (const InvalidArgument& e) {
+    return {2, e.what()};
+  } catch (const Unsupported& e) {
+    return {3, e.what()};
+  } catch (const DeviceError& e) {
+    return {4, e.what()};
+  } catch (const std::bad_alloc&) {
+    return {4, "the machine has no memory left"};
+  } catch (const Error& e) {
+    return {5, text("this is a bug in Ostro: ", e.what(), " (", e.where().file_name(), ':',
+                    e.where().line(), ')')};
+  } catch (const std::exception& e) {
+    return {5, text("this is a bug in Ostro: ", e.what())};
+  }
+}
+
+void remember_command_line(int argc, char** argv) {
+  for (int i = 0; i < argc; ++i) {
+    const std::string arg = argv[i];
+    const bool plain = !arg.empty() && arg.find_first_of(" \t\n\"'\\$`*?;&|<>()#~") == arg.npos;
+    std::string quoted = "'";
+    for (char c : arg) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    command_line += (i ? " " : "") + (plain ? arg : quoted + "'");
+  }
+}
+
+int run_on_ranks(const RuntimeFlags& flags, std::int64_t max_logit_rows,
+                 const std::function<void(Session&)>& lead) {
+  const Log log = flags.log.log();
+  check_device(flags.device);
+  const checkpoint::EngineReader engine(flags.engine_dir);
+  const std::string source = (engine.dir() / "config.json").string();
+  const model::EngineConfig config = model::parse_engine_config(engine.config_text(), source);
+  const model::Mapping mapping = chosen_mapping(flags, config);
+  if (config.dummy && prints())
+    std::fputs("ostro: this engine has dummy weights: what it generates means nothing\n", stderr);
+
+  const std::unique_ptr<comm::World> world = join_ranks(int(mapping.ranks()), log);
+  Failure failure{0, ""};
+  try {
+    run_rank(flags, max_logit_rows, engine, config, mapping, *world, log, lead);
+  } catch (...) {
+    failure = failure_at_hand();
+  }
+  std::fflush(stdout);
+  const comm::Outcome end = world->finish(failure.code, failure.message);
+  if (!end.message.empty()) std::fprintf(stderr, "ostro: error: %s\n", end.message.c_str());
+  return end.code;
+}
+
+}  // namespace ostro::cli

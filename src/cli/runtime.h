@@ -1,0 +1,57 @@
+// An engine on its ranks: what run, eval, bench and serve have in common.
+#pragma once
+
+#include <functional>
+
+#include "checkpoint/engine_reader.h"
+#include "cli/flags.h"
+#include "engine/rank.h"
+
+namespace ostro::cli {
+
+// The flags of every command that runs an engine.
+struct RuntimeFlags {
+  std::string engine_dir = "engine_outputs";
+  std::string device = "auto";
+  int tp_size = 0;
+  int pp_size = 0;
+  int threads = 0;
+  std::int64_t max_batch_size = 0;
+  std::int64_t max_num_tokens = 0;
+  double kv_fraction = 0;
+  std::int64_t kv_tokens = 0;
+  LogFlag log;
+
+  void add(CLI::App& app);
+};
+
+// A running engine as rank 0 sees it.
+struct Session {
+  const checkpoint::EngineReader& engine;
+  const model::EngineConfig& config;
+  engine::Rank& rank;
+  ops::Backend& backend;
+  const Log& log;
+};
+
+// True in the process that prints: rank 0, or the only one.
+bool prints();
+
+// Starts the ranks that the engine asks for (those of mpirun, or its own), loads the engine on each,
+// and calls `lead` on rank 0 while the others follow. `max_logit_rows` as in engine::RankOptions.
+// Returns the process's exit code; a failure of any rank is printed once.
+int run_on_ranks(const RuntimeFlags&, std::int64_t max_logit_rows,
+                 const std::function<void(Session&)>& lead);
+
+// Prints "ostro: error: ..." for the exception at hand and returns its exit code: 2 the input is
+// wrong, 3 not in this build, 4 the machine failed, 5 a bug.
+struct Failure {
+  int code;
+  std::string message;
+};
+Failure failure_at_hand();
+
+// The command line of this process, for messages that show a better one.
+void remember_command_line(int argc, char** argv);
+
+}  // namespace ostro::cli
