@@ -1,6 +1,16 @@
 // Ranks that compute one model together. Every rank of a group makes the same calls in the same
 // order (rank.same_plan); a rank that dies or a call that times out throws DeviceError naming the
 // rank and the collective, never hangs.
+//
+//   auto stage = world.split(pp_rank, tp_rank);      // the ranks of one pipeline stage
+//   stage->all_reduce_sum(matrix(y, DType::f32, tokens, hidden));
+//
+// Waiting. broadcast, barrier and split wait for as long as the other ranks live: a rank without
+// work waits for its next step plan in broadcast, at almost no cost to the processor. The others
+// move data inside a step and throw DeviceError after the transport's stall time-out.
+// Threads. A communicator belongs to one thread at a time. After a throw the group is unusable: a
+// rank ends through World::finish (comm/world.h).
+// All views are host memory; a transport for devices says otherwise in its own header.
 #pragma once
 
 #include <memory>
@@ -24,11 +34,14 @@ class Communicator {
   virtual void all_reduce_sum(View data) = 0;
 
   // Rank r's `part` [rows, cols_r] lands in columns [sum of the cols before r, + cols_r) of every
-  // rank's `whole` [rows, cols]. The cols_r may differ between ranks: part_of(cols, r, ranks).
-  // Any dtype; `part` may be a column range of anything, `whole` is contiguous.
+  // rank's `whole` [rows, cols], where cols_r is the size of part_of(cols, r, ranks).
+  // Any dtype; `part` may be a column range of anything, its place in `whole` included; `whole` is
+  // contiguous.
   virtual void all_gather_columns(View part, View whole) = 0;
 
-  // Point to point, contiguous, in order between each pair of ranks.
+  // Point to point, contiguous, in order between each pair of ranks. The two ends agree on the
+  // bytes. A send may return before the receiver has called, or wait for it: two ranks that send to
+  // each other first may wait for ever.
   virtual void send(View data, int to) = 0;
   virtual void receive(View data, int from) = 0;
 
@@ -36,7 +49,8 @@ class Communicator {
   virtual void broadcast(std::span<std::byte> bytes, int root) = 0;
   virtual void barrier() = 0;
 
-  // The ranks that give the same `color`, ordered by `key`, as a group of their own. Collective.
+  // The ranks that give the same `color` (>= 0), ordered by `key` and then by rank here, as a group
+  // of their own. Collective. The new group must not outlive the World that it stems from.
   virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
 };
 

@@ -1,6 +1,6 @@
-#include <cstring>
-
-#include "comm/communicator.h"
+#include "comm/contract.h"
+#include "comm/packed.h"
+#include "comm/world.h"
 
 namespace ostro::comm {
 namespace {
@@ -10,27 +10,38 @@ class Single final : public Communicator {
   int rank() const override { return 0; }
   int ranks() const override { return 1; }
 
-  void all_reduce_sum(View) override {}
-
+  void all_reduce_sum(View data) override { check_all_reduce_sum(data); }
   void all_gather_columns(View part, View whole) override {
-    const std::size_t size = size_of(part.dtype);
-    for (std::int64_t r = 0; r < part.rows; ++r)
-      std::memcpy(static_cast<char*>(whole.data) + std::size_t(r * whole.row_stride) * size,
-                  static_cast<const char*>(part.data) + std::size_t(r * part.row_stride) * size,
-                  std::size_t(part.cols) * size);
+    check_all_gather_columns(part, whole, 0, 1);
+    copy(part, whole);
+  }
+  void send(View data, int to) override { check_message("send", data, to, 0, 1); }
+  void receive(View data, int from) override { check_message("receive", data, from, 0, 1); }
+  void broadcast(std::span<std::byte>, int root) override { check_root(root, 1); }
+  void barrier() override {}
+  std::unique_ptr<Communicator> split(int color, int) override {
+    check_color(color);
+    return make_single();
+  }
+};
+
+class SingleWorld final : public World {
+ public:
+  Communicator& communicator() override { return single_; }
+  int rank_on_this_host() const override { return 0; }
+  int ranks_on_this_host() const override { return 1; }
+  Outcome finish(int code, std::string_view message) override {
+    return {code, std::string(message)};
   }
 
-  void send(View, int to) override { OSTRO_CHECK(false, "a group of one sends to rank ", to); }
-  void receive(View, int from) override {
-    OSTRO_CHECK(false, "a group of one receives from rank ", from);
-  }
-  void broadcast(std::span<std::byte>, int) override {}
-  void barrier() override {}
-  std::unique_ptr<Communicator> split(int, int) override { return make_single(); }
+ private:
+  Single single_;
 };
 
 }  // namespace
 
 std::unique_ptr<Communicator> make_single() { return std::make_unique<Single>(); }
+
+std::unique_ptr<World> make_single_world() { return std::make_unique<SingleWorld>(); }
 
 }  // namespace ostro::comm

@@ -1,0 +1,96 @@
+#include "comm/mpi/join.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <thread>
+
+#include "comm/mpi/group.h"
+#include "comm/mpi/status.h"
+#include "comm/mpi_launch.h"
+
+namespace ostro::comm::mpi {
+namespace {
+
+using namespace std::chrono_literals;
+
+// A message between ranks that work in step takes less; see kSpin of comm/local.
+constexpr std::chrono::nanoseconds kSpin = 5us;
+
+bool oversubscribed(int ranks_on_this_host) {
+  // Not the affinity mask: mpirun binds each of few ranks to a core of its own.
+  return ranks_on_this_host > ::sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+// The calls of MPI that wait by themselves (MPI_Init, MPI_Comm_split, MPI_Finalize) spin; this
+// makes them leave the core to the rank that they wait for.
+void yield_inside_mpi() { ::setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0); }
+
+class MpiWorld final : public World {
+ public:
+  explicit MpiWorld(const Options& options) : log_(options.log) {
+    const MpiLaunch launch = mpi_launch().value_or(MpiLaunch{});
+    if (oversubscribed(launch.ranks_on_this_host)) yield_inside_mpi();
+    int provided = MPI_THREAD_SINGLE;
+    check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
+    check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+    if (provided < MPI_THREAD_SERIALIZED)
+      OSTRO_THROW(DeviceError, "this MPI supports thread level ", provided,
+                  "; Ostro needs MPI_THREAD_SERIALIZED (", MPI_THREAD_SERIALIZED, ')');
+
+    MPI_Comm host = MPI_COMM_NULL;
+    check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host),
+          "MPI_Comm_split_type");
+    check(MPI_Comm_rank(host, &rank_on_this_host_), "MPI_Comm_rank");
+    check(MPI_Comm_size(host, &ranks_on_this_host_), "MPI_Comm_size");
+    check(MPI_Comm_free(&host), "MPI_Comm_free");
+
+    MPI_Comm all = MPI_COMM_NULL;
+    check(MPI_Comm_dup(MPI_COMM_WORLD, &all), "MPI_Comm_dup");
+    group_ = make_group(all, {.spin = oversubscribed(ranks_on_this_host_) ? 0ns : kSpin,
+                              .stall = std::chrono::duration<double>(options.stall_seconds)});
+  }
+
+  ~MpiWorld() override {
+    if (!finished_) finish(5, "ended without a result");
+  }
+
+  Communicator& communicator() override { return *group_; }
+  int rank_on_this_host() const override { return rank_on_this_host_; }
+  int ranks_on_this_host() const override { return ranks_on_this_host_; }
+
+  Outcome finish(int code, std::string_view message) override {
+    finished_ = true;
+    if (code != 0) abort(code, message);
+    try {
+      group_->barrier();  // MPI_Finalize spins until the last rank comes
+      check(MPI_Finalize(), "MPI_Finalize");
+    } catch (const Error& error) {
+      abort(4, error.what());
+    }
+    return {};
+  }
+
+ private:
+  [[noreturn]] void abort(int code, std::string_view message) const {
+    // Time for a lower rank that fails of the same cause to end this one before it repeats it.
+    const int rank = group_->rank();
+    if (rank > 0) std::this_thread::sleep_for(200ms + std::min(rank, 8) * 100ms);
+    log_.error("rank ", rank, " on ", host_name(), ": ", message);
+    MPI_Abort(MPI_COMM_WORLD, code);
+    std::_Exit(code);
+  }
+
+  Log log_;
+  std::unique_ptr<Communicator> group_;
+  int rank_on_this_host_ = 0;
+  int ranks_on_this_host_ = 1;
+  bool finished_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<World> join(const Options& options) { return std::make_unique<MpiWorld>(options); }
+
+}  // namespace ostro::comm::mpi
