@@ -1,0 +1,173 @@
+#include "builder/slice_stream.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace ostro::builder {
+namespace {
+
+constexpr std::size_t kBuffer = 4 << 20;
+constexpr std::size_t kReadAhead = 16 << 20;
+// Source rows that one tile of a transposition takes: 64 elements of 2 bytes are two cache lines.
+constexpr std::int64_t kTile = 64;
+
+Range intersect(const Range& a, const Range& b) {
+  const std::int64_t begin = std::max(a.begin, b.begin);
+  return {begin, std::max(begin, std::min(a.end, b.end))};
+}
+
+DType type_of(const SourceBlock& block) { return *checkpoint::to_dtype(block.part.info->type); }
+
+}  // namespace
+
+template <class Fill>
+void SliceStream::by_rows(const model::TensorSlice& slice, const ByteSink& sink, Fill fill) {
+  const std::size_t row_bytes = std::size_t(slice.col_range.size()) * size_of(dtype_);
+  if (row_bytes == 0) return;
+  const auto step = std::int64_t(std::max<std::size_t>(1, kBuffer / row_bytes));
+  buffer_.resize(std::max(buffer_.size(), std::max(kBuffer, row_bytes)));
+  for (std::int64_t r = slice.row_range.begin; r < slice.row_range.end; r += step) {
+    const Range rows = {r, std::min(r + step, slice.row_range.end)};
+    fill(rows);
+    sink(std::span(buffer_).first(std::size_t(rows.size()) * row_bytes));
+  }
+}
+
+void SliceStream::copy(const SourceMatrix& source, const model::TensorSlice& slice,
+                       const ByteSink& sink) {
+  OSTRO_CHECK(source.rows == slice.rows && source.cols == slice.cols, slice.name, " is [",
+              slice.rows, ',', slice.cols, "], its source [", source.rows, ',', source.cols, ']');
+  for (const SourceBlock& b : source.blocks) {
+    const bool inside = b.rows.begin <= slice.row_range.begin && slice.row_range.end <= b.rows.end;
+    if (inside && b.cols == slice.col_range && b.stride == b.cols.size() && !b.transposed &&
+        source.interleaved_head_dim == 0 && type_of(b) == dtype_)
+      return copy_mapped(b, slice, sink);
+  }
+  by_rows(slice, sink, [&](Range rows) {
+    for (const SourceBlock& b : source.blocks) {
+      if (b.transposed)
+        transpose(b, rows, slice.col_range);
+      else
+        gather(source, b, rows, slice.col_range);
+    }
+    check_finite(source, rows.size() * slice.col_range.size());
+  });
+  for (const SourceBlock& b : source.blocks)
+    if (b.transposed) {
+      const std::size_t element = size_of(type_of(b));
+      b.part.release(std::size_t(b.first) * element,
+                     std::size_t(b.cols.size() * b.stride) * element);
+    }
+}
+
+// The slice lies in the file as it will in the engine: straight from the map.
+void SliceStream::copy_mapped(const SourceBlock& block, const model::TensorSlice& slice,
+                              const ByteSink& sink) {
+  const std::size_t element = size_of(dtype_);
+  const std::int64_t skipped = (slice.row_range.begin - block.rows.begin) * block.stride;
+  const std::size_t begin = std::size_t(block.first + skipped) * element;
+  const std::size_t end =
+      begin + std::size_t(slice.row_range.size() * slice.col_range.size()) * element;
+  block.part.will_need(begin, std::min(kReadAhead, end - begin));
+  for (std::size_t at = begin; at < end; at += kBuffer) {
+    const std::size_t bytes = std::min(kBuffer, end - at);
+    if (at + kReadAhead < end) block.part.will_need(at + kReadAhead, kBuffer);
+    sink(block.part.bytes().subspan(at, bytes));
+    block.part.release(at, bytes);
+  }
+}
+
+// Row `rows.begin` of the slice is the buffer's first.
+void SliceStream::gather(const SourceMatrix& source, const SourceBlock& block, Range rows,
+                         Range cols) {
+  const Range c = intersect(cols, block.cols);
+  if (c.size() == 0) return;
+  const std::int64_t width = cols.size();
+  std::int64_t lowest = block.rows.end, highest = block.rows.begin - 1;
+  // As many rows as lie one after the other both in the file and in the buffer go at once.
+  const bool dense = c.size() == width && block.stride == width;
+  for (std::int64_t r = rows.begin; r < rows.end;) {
+    const std::int64_t from = source.source_row(r);
+    std::int64_t run = 1;
+    if (block.rows.contains(from)) {
+      if (dense && source.interleaved_head_dim == 0) run = std::min(rows.end, block.rows.end) - r;
+      const std::int64_t first =
+          block.first + (from - block.rows.begin) * block.stride + c.begin - block.cols.begin;
+      convert_run(block, first, run * c.size(),
+                  at((r - rows.begin) * width + c.begin - cols.begin));
+      lowest = std::min(lowest, from);
+      highest = std::max(highest, from + run - 1);
+    }
+    r += run;
+  }
+  if (lowest > highest) return;
+  const std::size_t row_bytes = std::size_t(block.stride) * size_of(type_of(block));
+  const std::size_t first_bytes = std::size_t(block.first) * size_of(type_of(block));
+  block.part.release(first_bytes + std::size_t(lowest - block.rows.begin) * row_bytes,
+                     std::size_t(highest - lowest + 1) * row_bytes);
+}
+
+void SliceStream::transpose(const SourceBlock& block, Range rows, Range cols) {
+  const Range r = intersect(rows, block.rows);
+  const Range c = intersect(cols, block.cols);
+  const std::size_t element = size_of(dtype_);
+  std::byte tile[kTile * sizeof(float)];
+  for (std::int64_t r0 = r.begin; r0 < r.end; r0 += kTile) {
+    const std::int64_t n = std::min(kTile, r.end - r0);
+    for (std::int64_t j = c.begin; j < c.end; ++j) {
+      const std::int64_t first =
+          block.first + (j - block.cols.begin) * block.stride + r0 - block.rows.begin;
+      convert_run(block, first, n, tile);
+      for (std::int64_t i = 0; i < n; ++i)
+        std::memcpy(at((r0 + i - rows.begin) * cols.size() + j - cols.begin),
+                    tile + std::size_t(i) * element, element);
+    }
+  }
+}
+
+void SliceStream::convert_run(const SourceBlock& block, std::int64_t first, std::int64_t elements,
+                              std::byte* out) {
+  const DType type = type_of(block);
+  const std::byte* from = block.part.bytes().data() + std::size_t(first) * size_of(type);
+  // Nothing says that a checkpoint's tensors begin at a multiple of their element's size.
+  if (type != dtype_ && reinterpret_cast<std::uintptr_t>(from) % size_of(type) != 0) {
+    aligned_.resize(std::size_t(elements) * size_of(type));
+    std::memcpy(aligned_.data(), from, aligned_.size());
+    from = aligned_.data();
+  }
+  convert(from, type, out, dtype_, std::size_t(elements));
+}
+
+void SliceStream::check_finite(const SourceMatrix& source, std::int64_t elements) const {
+  if (dtype_ != DType::f16) return;
+  constexpr std::uint16_t kExponent = 0x7c00;  // all ones: infinity or NaN
+  const auto* bits = reinterpret_cast<const std::uint16_t*>(buffer_.data());
+  bool finite = true;
+  for (std::int64_t i = 0; i < elements; ++i) finite &= (bits[i] & kExponent) != kExponent;
+  const checkpoint::Checkpoint::Part& part = source.blocks.front().part;
+  OSTRO_REQUIRE(finite, part.file->map.path().string(), ": tensor \"", part.info->name,
+                "\" has values that float16 cannot hold (its largest is 65504): build with --dtype "
+                "bfloat16 or float32");
+}
+
+void SliceStream::draw(const DummyWeights& dummy, const model::TensorSlice& slice,
+                       const ByteSink& sink) {
+  const bool norm = slice.name.ends_with("norm");
+  const std::int64_t width = slice.col_range.size();
+  by_rows(slice, sink, [&](Range rows) {
+    for (std::int64_t r = rows.begin; r < rows.end; ++r) {
+      std::byte* out = at((r - rows.begin) * width);
+      if (norm) {
+        const std::vector<float> ones(std::size_t(width), 1.0f);
+        convert(ones.data(), DType::f32, out, dtype_, ones.size());
+      } else {
+        dummy.fill(slice.name, std::uint64_t(r * slice.cols + slice.col_range.begin),
+                   std::uint64_t(width), out);
+      }
+    }
+  });
+}
+
+}  // namespace ostro::builder

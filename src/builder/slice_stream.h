@@ -1,0 +1,50 @@
+// The bytes of a rank's slice, a few MB at a time: from a checkpoint, or drawn at random.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "builder/dummy.h"
+#include "builder/sources.h"
+#include "model/layout.h"
+
+namespace ostro::builder {
+
+// Takes the next bytes of the slice; they are valid during the call.
+using ByteSink = std::function<void(std::span<const std::byte>)>;
+
+// Belongs to one thread. Memory: one buffer of 4 MB, and the pages of the checkpoint that it is
+// reading, which it releases as it goes (a transposed matrix: at its end).
+class SliceStream {
+ public:
+  // The elements come as `dtype`: f32, f16 or bf16.
+  explicit SliceStream(DType dtype) : dtype_(dtype) {}
+
+  // From a checkpoint, rounded to nearest even. Throws InvalidArgument naming the tensor if float16
+  // cannot hold a value.
+  void copy(const SourceMatrix& source, const model::TensorSlice& slice, const ByteSink& sink);
+
+  // At random; a norm is all ones.
+  void draw(const DummyWeights& dummy, const model::TensorSlice& slice, const ByteSink& sink);
+
+ private:
+  // Calls fill(rows) for the slice's rows, as many as fit the buffer at once, and passes them on.
+  template <class Fill>
+  void by_rows(const model::TensorSlice& slice, const ByteSink& sink, Fill fill);
+  std::byte* at(std::int64_t element) {
+    return buffer_.data() + std::size_t(element) * size_of(dtype_);
+  }
+  void copy_mapped(const SourceBlock& block, const model::TensorSlice& slice, const ByteSink& sink);
+  void gather(const SourceMatrix& source, const SourceBlock& block, Range rows, Range cols);
+  void transpose(const SourceBlock& block, Range rows, Range cols);
+  void convert_run(const SourceBlock& block, std::int64_t first, std::int64_t elements,
+                   std::byte* out);
+  void check_finite(const SourceMatrix& source, std::int64_t elements) const;
+
+  DType dtype_;
+  std::vector<std::byte> buffer_;
+  std::vector<std::byte> aligned_;
+};
+
+}  // namespace ostro::builder
