@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds everything for the CPU and runs the checks and tests.
+#
+#   ./test.sh           what every change has to pass: no GPU needed
+#   ./test.sh --slow    and the slow tests, AddressSanitizer, ThreadSanitizer, each fuzz target for
+#                       60 s, and a comparison with Hugging Face transformers
+#
+# One line a stage; the whole output of each is in build/test-logs/. Ends with ctest's own verdict.
+set -uo pipefail
+cd "$(dirname "$0")"
+
+slow=0
+for arg in "$@"; do
+  case $arg in
+    --slow) slow=1 ;;
+    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "test.sh: unknown argument '$arg' (known: --slow)" >&2; exit 2 ;;
+  esac
+done
+
+jobs=$(nproc)
+logs=build/test-logs
+mkdir -p $logs
+# Ranks of one machine, as root in a container and more of them than cores.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1
+
+summary=()
+failed=()
+begin=$SECONDS
+
+# What a reader wants of a failed stage's log: compiler errors or failed tests, else its end.
+show_failure() {
+  local log=$1
+  if grep -qE '(^|: )(fatal )?error:|^FAILED: |undefined reference' "$log"; then
+    grep -nE -A 4 '(^|: )(fatal )?error:|^FAILED: |undefined reference' "$log" | cut -c 1-240 | head -n 40
+  elif grep -qE '^ *[0-9]+/[0-9]+ Test .*\*\*\*' "$log"; then
+    # With --output-on-failure a failed test's output follows its line.
+    awk '/Test +#[0-9]+:.*\*\*\*/ { show = 1 } /Test +#[0-9]+:.* Passed/ { show = 0 }
+         /^ *Start +[0-9]+:/ || /% tests passed/ { show = 0 } show' "$log" | cut -c 1-240 | tail -n 80
+    sed -n '/The following tests FAILED/,$p' "$log"
+  else
+    tail -n 40 "$log"
+  fi | sed 's/^/    /'
+  echo "    The whole log is $log"
+}
+
+# stage NAME COMMAND...: runs it, says how it went, remembers.
+stage() {
+  local name=$1 start=$SECONDS status log
+  shift
+  log=$logs/${name// /-}.log
+  printf '%-22s ' "$name"
+  "$@" >"$log" 2>&1 </dev/null
+  status=$?
+  local seconds=$((SECONDS - start))
+  if [ $status = 0 ]; then
+    printf 'passed %5d s\n' $seconds
+    summary+=("$(printf '%-22s passed %5d s' "$name" $seconds)")
+  else
+    printf 'FAILED %5d s (exit code %d)\n' $seconds $status
+    show_failure "$log"
+    summary+=("$(printf '%-22s FAILED %5d s' "$name" $seconds)")
+    failed+=("$name")
+  fi
+  return $status
+}
+
+finish() {
+  echo
+  printf '%s\n' "${summary[@]}"
+  printf '%-22s        %5d s\n' total $((SECONDS - begin))
+  local log=$logs/tests.log
+  if [ -e $log ] && [ "${tests_ran-}" = 1 ]; then
+    sed -n '/% tests passed/,$p' $log | grep -v '^Label Time\|^[a-z]* *= ' | grep -v '^$' || true
+  fi
+  if [ ${#failed[@]} -gt 0 ]; then
+    (IFS=,; echo "FAILED: ${failed[*]}")
+    exit 1
+  fi
+  exit 0
+}
+
+configure() {  # PRESET: anew if the build folder is of another place, else ninja does it as needed
+  local cache=build/$1/CMakeCache.txt
+  if [ -e "$cache" ] && ! grep -qxF "CMAKE_HOME_DIRECTORY:INTERNAL=$PWD" "$cache"; then
+    rm -rf "build/$1"
+  fi
+  [ -e "build/$1/build.ninja" ] || cmake --preset "$1"
+}
+
+# Tests that must not run beside others say so with RUN_SERIAL or PROCESSORS.
+run_ctest() {  # PRESET ctest-options...
+  local folder=build/$1
+  shift
+  ctest --test-dir "$folder" --output-on-failure --no-tests=error -j "$jobs" "$@"
+}
+
+fuzz_targets() {
+  local target name count=0
+  for target in build/fuzz/bin/*; do
+    [ -x "$target" ] && [ -f "$target" ] || continue
+    name=$(basename "$target")
+    [[ $name == *fuzz* ]] || continue
+    count=$((count + 1))
+    mkdir -p "build/fuzz/corpus/$name"
+    echo "== $name"
+    "$target" -max_total_time=60 -timeout=10 -rss_limit_mb=2048 -artifact_prefix="build/fuzz/$name-" \
+      "build/fuzz/corpus/$name" || return 1
+  done
+  [ $count -gt 0 ] || { echo "error: no fuzz target in build/fuzz/bin"; return 1; }
+  echo "$count targets"
+}
+
+transformers_compare() {
+  local python=build/transformers-venv/bin/python
+  if [ ! -x $python ]; then
+    python3 -m venv build/transformers-venv || return 1
+    build/transformers-venv/bin/pip install --quiet torch transformers safetensors numpy || return 1
+  fi
+  $python tools/make_goldens.py --check && $python tools/compare_transformers.py build/cpu/bin/ostro
+}
+
+deps_options=()
+[ $slow = 0 ] || deps_options=(--slow)
+stage packages tools/deps.sh "${deps_options[@]}" || finish
+stage layers python3 tools/check_layers.py
+stage files python3 tools/check_files.py
+stage format tools/check_format.sh
+stage configure configure cpu || finish
+stage build cmake --build build/cpu -j "$jobs" || finish
+
+[ ! -e docs/CLI.md ] || stage 'cli docs' python3 tools/check_cli_docs.py build/cpu/bin/ostro
+
+exclude='slow|gpu'
+[ $slow = 0 ] || exclude=gpu
+tests_ran=1
+stage tests run_ctest cpu -LE "$exclude"
+
+if [ $slow = 1 ]; then
+  for preset in asan tsan; do
+    stage "$preset build" eval "configure $preset && cmake --build build/$preset -j $jobs" || continue
+    stage "$preset tests" run_ctest $preset -L fast
+  done
+  stage 'fuzz build' eval "configure fuzz && cmake --build build/fuzz -j $jobs" &&
+    stage 'fuzz' fuzz_targets
+  stage 'transformers' transformers_compare
+fi
+finish
