@@ -32,27 +32,37 @@ int run(int count, char** values) {
     }
     OSTRO_REQUIRE(i + 1 < count, name, " needs a value");
     const std::string value = values[++i];
-    if (name == "--shape") shape_name = value;
-    else if (name == "--tokens") tokens = value;
-    else if (name == "--context") work.context = std::stoll(value);
-    else if (name == "--threads") options.threads = std::stoi(value);
-    else if (name == "--isa") options.isa = value;
-    else if (name == "--only") work.only = value;
-    else if (name == "--seconds") work.seconds = std::stod(value);
+    if (name == "--shape")
+      shape_name = value;
+    else if (name == "--tokens")
+      tokens = value;
+    else if (name == "--context")
+      work.context = std::stoll(value);
+    else if (name == "--threads")
+      options.threads = std::stoi(value);
+    else if (name == "--isa")
+      options.isa = value;
+    else if (name == "--only")
+      work.only = value;
+    else if (name == "--seconds")
+      work.seconds = std::stod(value);
     else if (name == "--dtype")
       work.dtype = value == "f32" ? DType::f32 : value == "f16" ? DType::f16 : DType::bf16;
-    else OSTRO_REQUIRE(false, "no option ", name);
+    else
+      OSTRO_REQUIRE(false, "no option ", name);
   }
   const cpu::BenchShape& shape = shape_name == "tiny"   ? cpu::kTiny
                                  : shape_name == "8x7B" ? cpu::kMixtral
                                                         : cpu::kMid;
   const auto backend = cpu::make_backend(options);
   const cpu::Ceilings c = cpu::measure_ceilings(options, work.processor_time);
-  std::printf("%s: read %.1f GB/s (4 KiB pages %.1f, one thread %.1f), bf16 %.0f, f32 %.0f GFLOP/s\n",
-              backend->description().c_str(), c.read_bytes / 1e9, c.read_bytes_small / 1e9,
-              c.read_bytes_one / 1e9, 2e-9 * c.bf16_multiply_adds, 2e-9 * c.f32_multiply_adds);
-  std::printf("%-24s %7s %12s %12s %8s %9s %s\n", (shape.name + " " + std::string(name(work.dtype))).c_str(),
-              "tokens", "best us", "median us", "GB/s", "GFLOP/s", "of the ceiling (median)");
+  std::printf(
+      "%s: read %.1f GB/s (4 KiB pages %.1f, one thread %.1f), bf16 %.0f, f32 %.0f GFLOP/s\n",
+      backend->description().c_str(), c.read_bytes / 1e9, c.read_bytes_small / 1e9,
+      c.read_bytes_one / 1e9, 2e-9 * c.bf16_multiply_adds, 2e-9 * c.f32_multiply_adds);
+  std::printf("%-24s %7s %12s %12s %8s %9s %s\n",
+              (shape.name + " " + std::string(name(work.dtype))).c_str(), "tokens", "best us",
+              "median us", "GB/s", "GFLOP/s", "of the ceiling (median)");
   std::istringstream list(tokens);
   for (std::string part; std::getline(list, part, ',');) {
     work.tokens = std::stoll(part);

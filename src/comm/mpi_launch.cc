@@ -41,8 +41,9 @@ std::optional<MpiLaunch> mpi_launch() {
   launch.rank_on_this_host =
       number_in({"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"})
           .value_or(launch.rank);
-  launch.ranks_on_this_host =
-      number_in({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"}).value_or(launch.ranks);
+  const auto here = number_in({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"});
+  launch.ranks_on_this_host = here.value_or(launch.ranks);
+  launch.one_host = here == launch.ranks;
   return launch;
 }
 

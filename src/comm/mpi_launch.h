@@ -1,4 +1,4 @@
-// What an MPI launcher says in the environment, read without MPI: MPI_Init costs a fifth of a
+// What an MPI launcher says in the environment, read without MPI: MPI_Init costs a quarter of a
 // second, which a process that was started by hand should not pay.
 #pragma once
 
@@ -11,6 +11,7 @@ struct MpiLaunch {
   int ranks = 1;
   int rank_on_this_host = 0;
   int ranks_on_this_host = 1;
+  bool one_host = false;  // the launcher says that all ranks are on this host
 };
 
 // Empty unless mpirun (Open MPI, MPICH) or srun --mpi=pmix|pmi2 started this process. What the

@@ -42,6 +42,9 @@ TEST_F(MpiLaunchTest, OpenMpi) {
   EXPECT_EQ(launch->ranks, 8);
   EXPECT_EQ(launch->rank_on_this_host, 1);
   EXPECT_EQ(launch->ranks_on_this_host, 4);
+  EXPECT_FALSE(launch->one_host);
+  set("OMPI_COMM_WORLD_SIZE", "4");
+  EXPECT_TRUE(mpi_launch()->one_host);
 }
 
 TEST_F(MpiLaunchTest, SlurmWithPmix) {
@@ -55,6 +58,7 @@ TEST_F(MpiLaunchTest, SlurmWithPmix) {
   EXPECT_EQ(launch->ranks, 4);
   EXPECT_EQ(launch->rank_on_this_host, 1);
   EXPECT_EQ(launch->ranks_on_this_host, 4);
+  EXPECT_FALSE(launch->one_host);  // srun has not said so
 }
 
 TEST_F(MpiLaunchTest, NamesWhatIsNotANumber) {

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <set>
 #include <string>
 #include <thread>
 
@@ -81,22 +82,33 @@ void Exchange::check_sizes(const char* call) {
     if (!messages_[i].is_receive) continue;
     int bytes = 0;
     MPI_Get_count(&statuses_[i], MPI_BYTE, &bytes);
-    OSTRO_CHECK(static_cast<std::size_t>(bytes) == messages_[i].received_bytes, call, " on ",
-                describe_self(), ": rank ", messages_[i].peer, " of the group sends ", bytes,
-                " bytes for ", messages_[i].received_bytes, " (rank.same_plan)");
+    OSTRO_CHECK(static_cast<std::size_t>(bytes) == messages_[i].received_bytes, "rank ",
+                world_rank(messages_[i].peer), " sends ", bytes, " bytes in ", call, " for ",
+                messages_[i].received_bytes, " (rank.same_plan)");
   }
 }
 
 void Exchange::throw_stalled(const char* call) {
-  std::string late;
+  std::set<int> late;
   for (std::size_t i = 0; i < requests_.size(); ++i) {
     int done = 0;
     MPI_Request_get_status(requests_[i], &done, MPI_STATUS_IGNORE);
-    const std::string peer = text("rank ", messages_[i].peer);
-    if (!done && late.find(peer) == std::string::npos) late += (late.empty() ? "" : ", ") + peer;
+    if (!done) late.insert(world_rank(messages_[i].peer));
   }
-  OSTRO_THROW(DeviceError, call, " on ", describe_self(), " waited ", policy_.stall.count(),
-              " s for ", late, " of its group");
+  std::string names;
+  for (const int rank : late) names += text(names.empty() ? "rank " : ", rank ", rank);
+  OSTRO_THROW(DeviceError, call, " waited ", policy_.stall.count(), " s for ", names);
+}
+
+int Exchange::world_rank(int peer) const {
+  MPI_Group group = MPI_GROUP_NULL, world = MPI_GROUP_NULL;
+  MPI_Comm_group(comm_, &group);
+  MPI_Comm_group(MPI_COMM_WORLD, &world);
+  int rank = peer;
+  MPI_Group_translate_ranks(group, 1, &peer, world, &rank);
+  MPI_Group_free(&group);
+  MPI_Group_free(&world);
+  return rank;
 }
 
 }  // namespace ostro::comm::mpi

@@ -42,6 +42,7 @@ class Exchange {
 
   [[noreturn]] void throw_stalled(const char* call);
   void check_sizes(const char* call);
+  int world_rank(int peer) const;  // for messages
 
   MPI_Comm comm_;
   WaitPolicy policy_;

@@ -12,18 +12,12 @@ std::string host_name() {
   return name;
 }
 
-std::string describe_self() {
-  int rank = -1;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  return text("rank ", rank, " on ", host_name());
-}
-
 void check(int status, const char* call) {
   if (status == MPI_SUCCESS) return;
   char reason[MPI_MAX_ERROR_STRING] = {};
   int length = 0;
   MPI_Error_string(status, reason, &length);
-  OSTRO_THROW(DeviceError, describe_self(), ": ", call, ": ", reason);
+  OSTRO_THROW(DeviceError, call, ": ", reason);
 }
 
 }  // namespace ostro::comm::mpi

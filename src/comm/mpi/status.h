@@ -9,11 +9,8 @@ namespace ostro::comm::mpi {
 
 std::string host_name();
 
-// "rank 1 on node7"
-std::string describe_self();
-
-// Throws DeviceError with this rank, `call` and MPI's own text unless `status` is MPI_SUCCESS.
-// Communicators need MPI_ERRORS_RETURN for it to get that far.
+// Throws DeviceError with `call` and MPI's own text unless `status` is MPI_SUCCESS. Communicators
+// need MPI_ERRORS_RETURN for it to get that far.
 void check(int status, const char* call);
 
 }  // namespace ostro::comm::mpi

@@ -84,8 +84,8 @@ TEST(MpiRanks, AKilledRankIsNamedByMpirun) {
 TEST(MpiRanks, ARankThatDoesNotComeIsNamedAfterTheTimeOut) {
   const Ending end = mpirun(3, "stop");
   EXPECT_EQ(end.code, 4) << end.output;
-  EXPECT_EQ(count(end.output, "all_reduce_sum on rank "), 1) << end.output;
-  EXPECT_GE(count(end.output, "waited 0.5 s for rank 2 of its group"), 1) << end.output;
+  EXPECT_EQ(count(end.output, "all_reduce_sum waited "), 1) << end.output;
+  EXPECT_GE(count(end.output, "waited 0.5 s for rank 2\n"), 1) << end.output;
   EXPECT_LT(end.seconds, 5);
 }
 
