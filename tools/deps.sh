@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 tools=(g++:g++ cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config python3:python3
        mpirun:openmpi-bin)
 libraries=(ca-certificates libbenchmark-dev libc6-dev libcli11-dev libgtest-dev libopenmpi-dev
-           libpcre2-dev libsentencepiece-dev nlohmann-json3-dev)
+           libpcre2-dev libsentencepiece-dev libxxhash-dev nlohmann-json3-dev)
 for arg in "$@"; do
   case $arg in
     --slow) tools+=(clang++-19:clang-19 clang-format:clang-format)

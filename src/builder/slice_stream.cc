@@ -9,6 +9,8 @@ namespace ostro::builder {
 namespace {
 
 constexpr std::size_t kBuffer = 4 << 20;
+// A copy's bytes are read, hashed and written while they are in a core's cache.
+constexpr std::size_t kCopy = 512 << 10;
 constexpr std::size_t kReadAhead = 16 << 20;
 // Source rows that one tile of a transposition takes: 64 elements of 2 bytes are two cache lines.
 constexpr std::int64_t kTile = 64;
@@ -43,7 +45,7 @@ void SliceStream::copy(const SourceMatrix& source, const model::TensorSlice& sli
     const bool inside = b.rows.begin <= slice.row_range.begin && slice.row_range.end <= b.rows.end;
     if (inside && b.cols == slice.col_range && b.stride == b.cols.size() && !b.transposed &&
         source.interleaved_head_dim == 0 && type_of(b) == dtype_)
-      return copy_mapped(b, slice, sink);
+      return copy_run(b, slice, sink);
   }
   by_rows(slice, sink, [&](Range rows) {
     for (const SourceBlock& b : source.blocks) {
@@ -62,20 +64,21 @@ void SliceStream::copy(const SourceMatrix& source, const model::TensorSlice& sli
     }
 }
 
-// The slice lies in the file as it will in the engine: straight from the map.
-void SliceStream::copy_mapped(const SourceBlock& block, const model::TensorSlice& slice,
-                              const ByteSink& sink) {
+// The slice lies in the file as it will in the engine.
+void SliceStream::copy_run(const SourceBlock& block, const model::TensorSlice& slice,
+                           const ByteSink& sink) {
   const std::size_t element = size_of(dtype_);
   const std::int64_t skipped = (slice.row_range.begin - block.rows.begin) * block.stride;
   const std::size_t begin = std::size_t(block.first + skipped) * element;
   const std::size_t end =
       begin + std::size_t(slice.row_range.size() * slice.col_range.size()) * element;
   block.part.will_need(begin, std::min(kReadAhead, end - begin));
-  for (std::size_t at = begin; at < end; at += kBuffer) {
-    const std::size_t bytes = std::min(kBuffer, end - at);
-    if (at + kReadAhead < end) block.part.will_need(at + kReadAhead, kBuffer);
-    sink(block.part.bytes().subspan(at, bytes));
-    block.part.release(at, bytes);
+  buffer_.resize(std::max(buffer_.size(), kCopy));
+  for (std::size_t at = begin; at < end; at += kCopy) {
+    const auto bytes = std::span(buffer_).first(std::min(kCopy, end - at));
+    if (at + kReadAhead < end) block.part.will_need(at + kReadAhead, kCopy);
+    block.part.read(at, bytes);
+    sink(bytes);
   }
 }
 
@@ -85,7 +88,6 @@ void SliceStream::gather(const SourceMatrix& source, const SourceBlock& block, R
   const Range c = intersect(cols, block.cols);
   if (c.size() == 0) return;
   const std::int64_t width = cols.size();
-  std::int64_t lowest = block.rows.end, highest = block.rows.begin - 1;
   // As many rows as lie one after the other both in the file and in the buffer go at once.
   const bool dense = c.size() == width && block.stride == width;
   for (std::int64_t r = rows.begin; r < rows.end;) {
@@ -95,31 +97,28 @@ void SliceStream::gather(const SourceMatrix& source, const SourceBlock& block, R
       if (dense && source.interleaved_head_dim == 0) run = std::min(rows.end, block.rows.end) - r;
       const std::int64_t first =
           block.first + (from - block.rows.begin) * block.stride + c.begin - block.cols.begin;
-      convert_run(block, first, run * c.size(),
-                  at((r - rows.begin) * width + c.begin - cols.begin));
-      lowest = std::min(lowest, from);
-      highest = std::max(highest, from + run - 1);
+      read_run(block, first, run * c.size(), at((r - rows.begin) * width + c.begin - cols.begin));
     }
     r += run;
   }
-  if (lowest > highest) return;
-  const std::size_t row_bytes = std::size_t(block.stride) * size_of(type_of(block));
-  const std::size_t first_bytes = std::size_t(block.first) * size_of(type_of(block));
-  block.part.release(first_bytes + std::size_t(lowest - block.rows.begin) * row_bytes,
-                     std::size_t(highest - lowest + 1) * row_bytes);
 }
 
 void SliceStream::transpose(const SourceBlock& block, Range rows, Range cols) {
   const Range r = intersect(rows, block.rows);
   const Range c = intersect(cols, block.cols);
+  const DType type = type_of(block);
   const std::size_t element = size_of(dtype_);
-  std::byte tile[kTile * sizeof(float)];
+  const std::byte* const from = block.part.bytes().data();
+  // Copied before it is converted: a tensor may begin at any byte of its file.
+  alignas(float) std::byte raw[kTile * sizeof(float)];
+  alignas(float) std::byte tile[kTile * sizeof(float)];
   for (std::int64_t r0 = r.begin; r0 < r.end; r0 += kTile) {
     const std::int64_t n = std::min(kTile, r.end - r0);
     for (std::int64_t j = c.begin; j < c.end; ++j) {
       const std::int64_t first =
           block.first + (j - block.cols.begin) * block.stride + r0 - block.rows.begin;
-      convert_run(block, first, n, tile);
+      std::memcpy(raw, from + std::size_t(first) * size_of(type), std::size_t(n) * size_of(type));
+      convert(raw, type, tile, dtype_, std::size_t(n));
       for (std::int64_t i = 0; i < n; ++i)
         std::memcpy(at((r0 + i - rows.begin) * cols.size() + j - cols.begin),
                     tile + std::size_t(i) * element, element);
@@ -127,17 +126,15 @@ void SliceStream::transpose(const SourceBlock& block, Range rows, Range cols) {
   }
 }
 
-void SliceStream::convert_run(const SourceBlock& block, std::int64_t first, std::int64_t elements,
-                              std::byte* out) {
+void SliceStream::read_run(const SourceBlock& block, std::int64_t first, std::int64_t elements,
+                           std::byte* out) {
   const DType type = type_of(block);
-  const std::byte* from = block.part.bytes().data() + std::size_t(first) * size_of(type);
-  // Nothing says that a checkpoint's tensors begin at a multiple of their element's size.
-  if (type != dtype_ && reinterpret_cast<std::uintptr_t>(from) % size_of(type) != 0) {
-    aligned_.resize(std::size_t(elements) * size_of(type));
-    std::memcpy(aligned_.data(), from, aligned_.size());
-    from = aligned_.data();
-  }
-  convert(from, type, out, dtype_, std::size_t(elements));
+  const std::size_t offset = std::size_t(first) * size_of(type);
+  const std::size_t bytes = std::size_t(elements) * size_of(type);
+  if (type == dtype_) return block.part.read(offset, {out, bytes});
+  raw_.resize(std::max(raw_.size(), bytes));
+  block.part.read(offset, std::span(raw_).first(bytes));
+  convert(raw_.data(), type, out, dtype_, std::size_t(elements));
 }
 
 void SliceStream::check_finite(const SourceMatrix& source, std::int64_t elements) const {

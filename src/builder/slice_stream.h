@@ -14,8 +14,8 @@ namespace ostro::builder {
 // Takes the next bytes of the slice; they are valid during the call.
 using ByteSink = std::function<void(std::span<const std::byte>)>;
 
-// Belongs to one thread. Memory: one buffer of 4 MB, and the pages of the checkpoint that it is
-// reading, which it releases as it goes (a transposed matrix: at its end).
+// Belongs to one thread. Memory: a buffer of 4 MB, another where elements are converted, and the
+// pages of a transposed matrix, which it reads through the map and releases at its end.
 class SliceStream {
  public:
   // The elements come as `dtype`: f32, f16 or bf16.
@@ -35,16 +35,16 @@ class SliceStream {
   std::byte* at(std::int64_t element) {
     return buffer_.data() + std::size_t(element) * size_of(dtype_);
   }
-  void copy_mapped(const SourceBlock& block, const model::TensorSlice& slice, const ByteSink& sink);
+  void copy_run(const SourceBlock& block, const model::TensorSlice& slice, const ByteSink& sink);
   void gather(const SourceMatrix& source, const SourceBlock& block, Range rows, Range cols);
   void transpose(const SourceBlock& block, Range rows, Range cols);
-  void convert_run(const SourceBlock& block, std::int64_t first, std::int64_t elements,
-                   std::byte* out);
+  void read_run(const SourceBlock& block, std::int64_t first, std::int64_t elements,
+                std::byte* out);
   void check_finite(const SourceMatrix& source, std::int64_t elements) const;
 
   DType dtype_;
   std::vector<std::byte> buffer_;
-  std::vector<std::byte> aligned_;
+  std::vector<std::byte> raw_;  // before conversion
 };
 
 }  // namespace ostro::builder

@@ -75,7 +75,7 @@ void Checkpoint::Part::release(std::size_t offset, std::size_t bytes) const {
 
 void Checkpoint::Part::will_need(std::size_t offset, std::size_t bytes) const {
   if (offset < info->bytes)
-    file->map.will_need(info->offset + offset, std::min(bytes, info->bytes - offset));
+    file->reader.will_need(info->offset + offset, std::min(bytes, info->bytes - offset));
 }
 
 Checkpoint::Checkpoint(const fs::path& dir) : dir_(dir) {

@@ -33,7 +33,12 @@ class Checkpoint {
     const WeightFile* file;
     const TensorInfo* info;
 
+    // In the file's map.
     std::span<const std::byte> bytes() const { return file->bytes(*info); }
+    // Copies the tensor's bytes from `offset` on, without making pages of the map resident.
+    void read(std::size_t offset, std::span<std::byte> out) const {
+      file->reader.read(info->offset + offset, out);
+    }
     // The bytes [offset, offset + bytes) of the tensor, and the little around them that the kernel
     // maps along, leave this process's memory; a later read brings them back.
     void release(std::size_t offset, std::size_t bytes) const;

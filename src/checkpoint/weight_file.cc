@@ -12,6 +12,7 @@ namespace ostro::checkpoint {
 WeightFile open_weight_file(const std::filesystem::path& path) {
   WeightFile file;
   file.map = MappedFile(path);
+  file.reader = FileReader(path);
   file.tensors = path.extension() == ".safetensors"
                      ? parse_safetensors(file.map.bytes(), path.string()).tensors
                      : parse_torch_file(file.map.bytes(), path.string());

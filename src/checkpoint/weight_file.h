@@ -1,16 +1,19 @@
-// One file of a checkpoint, mapped: safetensors, or what torch.save wrote.
+// One file of a checkpoint: safetensors, or what torch.save wrote.
 #pragma once
 
 #include <filesystem>
+#include <span>
 #include <vector>
 
 #include "base/file.h"
+#include "checkpoint/file_reader.h"
 #include "checkpoint/tensor_info.h"
 
 namespace ostro::checkpoint {
 
 struct WeightFile {
   MappedFile map;
+  FileReader reader;
   std::vector<TensorInfo> tensors;  // offsets count from the start of the file
 
   std::span<const std::byte> bytes(const TensorInfo& info) const {
