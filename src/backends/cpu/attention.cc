@@ -131,9 +131,8 @@ void CpuBackend::enqueue(const ops::PagedAttention& op) {
   const std::int64_t count = tiles * kv_heads;
   const std::int64_t segments = ceil_div(longest, kAttentionSegment);
   if (segments == 1 || count >= 4 * threads_.count() || threads_.count() == 1) {
-    items(count, ns, [&](int thread, std::int64_t item) {
-      kernels_.attention(describe_item(thread, item));
-    });
+    items(count, ns,
+          [&](int thread, std::int64_t item) { kernels_.attention(describe_item(thread, item)); });
     return;
   }
 
@@ -157,14 +156,14 @@ void CpuBackend::enqueue(const ops::PagedAttention& op) {
       for (std::int64_t row = 0; row < a.queries * group; ++row) {
         char* y = static_cast<char*>(a.y) +
                   (row / group * a.y_stride + row % group * head_dim) * elements;
-        kernels_.attention_merge({.partial = partial + item * segments * item_floats +
-                                             row * row_floats,
-                                  .segments = segments,
-                                  .segment_stride = item_floats,
-                                  .head_dim = head_dim,
-                                  .y = y,
-                                  .type = a.type,
-                                  .scratch = merged + thread * head_dim});
+        kernels_.attention_merge(
+            {.partial = partial + item * segments * item_floats + row * row_floats,
+             .segments = segments,
+             .segment_stride = item_floats,
+             .head_dim = head_dim,
+             .y = y,
+             .type = a.type,
+             .scratch = merged + thread * head_dim});
       }
     }
   });

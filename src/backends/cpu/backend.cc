@@ -1,11 +1,11 @@
 #include "backends/cpu/backend.h"
 
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/isa.h"
+#include "backends/cpu/memory_info.h"
 
 namespace ostro::cpu {
 namespace {
@@ -13,22 +13,6 @@ namespace {
 // Nanoseconds an element of row-by-row work, about, from L2; only to decide whether to share it.
 constexpr double kRowNs = 0.1;
 constexpr double kAngleNs = 25;
-
-// A line "name:   123 kB" of /proc/meminfo, in bytes; 0 if there is none.
-std::size_t meminfo_bytes(const char* name) {
-  std::FILE* file = std::fopen("/proc/meminfo", "r");
-  if (!file) return 0;
-  char line[256];
-  unsigned long long kib = 0;
-  const std::size_t length = std::strlen(name);
-  while (std::fgets(line, sizeof line, file))
-    if (std::strncmp(line, name, length) == 0 && line[length] == ':') {
-      std::sscanf(line + length + 1, "%llu", &kib);
-      break;
-    }
-  std::fclose(file);
-  return std::size_t(kib) << 10;
-}
 
 }  // namespace
 
@@ -42,22 +26,33 @@ void* Workspace::reserve_bytes(std::size_t bytes) {
 
 CpuBackend::CpuBackend(const Options& options)
     : kernels_(choose_kernels(options.isa)),
-      threads_(options.threads == 0 ? available_processors() : options.threads) {
-  const std::size_t threads = std::size_t(threads_.count());
-  const std::size_t sums_bytes = threads * 2 * kSumFloats * sizeof(float);
-  fixed_ = allocate_host(sums_bytes + threads * kGemmScratchBytes);
-  sums_ = static_cast<float*>(fixed_.data());
-  gemm_scratch_ = static_cast<char*>(fixed_.data()) + sums_bytes;
+      threads_(options.threads == 0 ? available_processors() : options.threads),
+      huge_pages_wanted_(options.huge_pages) {
+  sums_buffer_ = allocate_host(std::size_t(threads_.count()) * 2 * kSumFloats * sizeof(float));
+  sums_ = static_cast<float*>(sums_buffer_.data());
 }
 
 Buffer CpuBackend::allocate(std::size_t bytes) { return allocate_host(bytes); }
+
+quant::Weight CpuBackend::place(const quant::Weight& host) {
+  check_here(host.data);
+  OSTRO_SUPPORTED(is_float(host.data.dtype) && !host.scale,
+                  "CPU has kernels for f32, f16 and bf16 weights, not for ", describe(host.data));
+  if (huge_pages_wanted_)
+    huge_pages_.add(host.data.data, host.data.rows == 0
+                                        ? 0
+                                        : std::size_t((host.data.rows - 1) * host.data.row_stride +
+                                                      host.data.cols) *
+                                              size_of(host.data.dtype));
+  return host;
+}
 
 std::string CpuBackend::description() const {
   return text("CPU ", kernels_.name, ", ", threads_.count(),
               threads_.count() == 1 ? " thread" : " threads");
 }
 
-std::size_t CpuBackend::free_memory_bytes() const { return meminfo_bytes("MemAvailable"); }
+std::size_t CpuBackend::free_memory_bytes() const { return available_memory_bytes(); }
 
 void CpuBackend::check_here(const View& v) const {
   OSTRO_REQUIRE(v.device == Device::cpu, describe(v), " is not in host memory");

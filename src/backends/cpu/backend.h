@@ -11,6 +11,9 @@ struct Options {
   // The best instruction set of this processor, or one named: "avx2", "avx512", "avx512bf16",
   // "amx". Throws Unsupported if the processor lacks it.
   std::string isa = "auto";
+  // Copies weights that lie in a mapped file to huge pages, in the background, where memory is
+  // plenty.
+  bool huge_pages = true;
 };
 
 // Throws Unsupported on a processor without AVX2 and FMA.

@@ -22,8 +22,7 @@ double best_read(const Kernels& kernels, Threads& threads, const void* memory,
     const double start = bench_clock(processor_time);
     threads.parallel([&](int thread) {
       const Range part = part_of(kBytes / 4096, thread, threads.count());
-      kernels.read_memory(static_cast<const char*>(memory) + part.begin * 4096,
-                          part.size() * 4096);
+      kernels.read_memory(static_cast<const char*>(memory) + part.begin * 4096, part.size() * 4096);
     });
     best = std::max(best, double(kBytes) / (bench_clock(processor_time) - start));
   }

@@ -2,11 +2,32 @@
 // moe.cc and attention.cc those that are planned.
 #pragma once
 
+#include <algorithm>
+
 #include "backends/cpu/backend.h"
+#include "backends/cpu/huge_pages.h"
 #include "backends/cpu/kernels/kernels.h"
 #include "backends/cpu/threads.h"
 
 namespace ostro::cpu {
+
+// Nanoseconds of a product on one thread, about: only to decide whether to share it.
+double gemm_ns(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t weight_size);
+// Columns of a work item of a product: enough items for the threads, sums that fit `sum_floats`.
+std::int64_t gemm_columns(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t weight_size,
+                          std::int64_t row_blocks, int threads, std::int64_t sum_floats);
+
+inline Element element(DType dtype) {
+  return dtype == DType::f32 ? Element::f32 : dtype == DType::f16 ? Element::f16 : Element::bf16;
+}
+// Row r of a view, whatever its type.
+inline char* row_of(const View& v, std::int64_t r) {
+  return v ? static_cast<char*>(v.data) + r * v.row_stride * std::int64_t(size_of(v.dtype))
+           : nullptr;
+}
+inline const std::int32_t* ints(const View& v, std::int64_t r = 0) {
+  return static_cast<const std::int32_t*>(v.data) + r * v.row_stride;
+}
 
 // Memory that grows when a larger step than ever arrives, and never shrinks. Uninitialised.
 class Workspace {
@@ -26,7 +47,7 @@ class CpuBackend final : public ops::Backend {
   explicit CpuBackend(const Options& options);
 
   Buffer allocate(std::size_t bytes) override;
-  quant::Weight place(const quant::Weight& host) override { return host; }
+  quant::Weight place(const quant::Weight& host) override;
   void copy(const View& from, const View& to) override;
   void wait() override {}
   Device device() const override { return Device::cpu; }
@@ -55,10 +76,9 @@ class CpuBackend final : public ops::Backend {
       if (n > 0) fn(0, Range{0, n});
       return;
     }
-    threads_.parallel([&](int thread) {
-      const Range part = part_of(n, thread, threads_.count());
-      if (part.size() > 0) fn(thread, part);
-    });
+    const std::int64_t parts = std::min<std::int64_t>(n, threads_.count());
+    threads_.for_each(parts,
+                      [&](int thread, std::int64_t part) { fn(thread, part_of(n, part, parts)); });
   }
   // for_each, or a loop on this thread for work of less than kAloneNs in all.
   template <class Fn>
@@ -69,12 +89,35 @@ class CpuBackend final : public ops::Backend {
       threads_.for_each(n, fn);
     }
   }
-  // Two hot threads meet within a microsecond or two; below this, meeting gains nothing.
-  static constexpr double kAloneNs = 3000;
+  // Two hot threads meet within a microsecond or two; below this, meeting gains little.
+  static constexpr double kAloneNs = 5000;
 
-  char* gemm_scratch(int thread) {
-    return gemm_scratch_ + thread * kGemmScratchBytes;
+  // The blocks of a product in the order of its items. All row blocks of one block of columns in
+  // turn: its weights come from memory once. Or the reverse, where kernels pack x.
+  struct BlockIndex {
+    std::int64_t row_block, column_block;
+  };
+  BlockIndex block_of(std::int64_t item, std::int64_t row_blocks,
+                      std::int64_t column_blocks) const {
+    if (kernels_.packs_x) return {item / column_blocks, item % column_blocks};
+    return {item % row_blocks, item / row_blocks};
   }
+  // For every thread, room for products of up to m rows of k.
+  struct GemmScratch {
+    char* base;
+    std::int64_t stride;
+    char* of(int thread) const { return base + thread * stride; }
+  };
+  GemmScratch gemm_scratch(std::int64_t m, std::int64_t k) {
+    const std::int64_t bytes = round_up<std::int64_t>(kernels_.gemm_scratch_bytes(m, k), 4096);
+    return {gemm_scratch_.reserve<char>(threads_.count() * bytes), bytes};
+  }
+  // A key that no product had before: `count` of them from the first.
+  std::int64_t pack_keys(std::int64_t count) {
+    next_pack_key_ += count;
+    return next_pack_key_ - count;
+  }
+
   // sums of one Gemm of at most kSumRows x kSumCols, for each thread; two of them for SwiGLU.
   float* sums(int thread, int which = 0) { return sums_ + (2 * thread + which) * kSumFloats; }
   static constexpr std::int64_t kSumRows = 240;  // 40 tiles of 6
@@ -83,32 +126,22 @@ class CpuBackend final : public ops::Backend {
 
   void check_here(const View& v) const;
 
+  // Row r of a weight, where it is best read now.
+  const void* weight_row(const quant::Weight& w, std::int64_t r) const {
+    return huge_pages_.find(row_of(w.data, r));
+  }
+
   const Kernels& kernels_;
   Threads threads_;
-  Buffer fixed_;
-  char* gemm_scratch_ = nullptr;
+  bool huge_pages_wanted_;
+  HugePages huge_pages_;
+  Buffer sums_buffer_;
   float* sums_ = nullptr;
+  std::int64_t next_pack_key_ = 1;
+  Workspace gemm_scratch_;
   Workspace attention_scratch_, attention_partial_, attention_items_;
   Workspace expert_index_, expert_hidden_, expert_out_;
   Workspace logits_;
 };
-
-// Nanoseconds of a product on one thread, about: only to decide whether to share it.
-double gemm_ns(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t weight_size);
-// Columns of a work item of a product: enough items for the threads, sums that fit `sum_floats`.
-std::int64_t gemm_columns(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t weight_size,
-                          std::int64_t row_blocks, int threads, std::int64_t sum_floats);
-
-inline Element element(DType dtype) {
-  return dtype == DType::f32 ? Element::f32 : dtype == DType::f16 ? Element::f16 : Element::bf16;
-}
-// Row r of a view, whatever its type.
-inline char* row_of(const View& v, std::int64_t r) {
-  return v ? static_cast<char*>(v.data) + r * v.row_stride * std::int64_t(size_of(v.dtype))
-           : nullptr;
-}
-inline const std::int32_t* ints(const View& v, std::int64_t r = 0) {
-  return static_cast<const std::int32_t*>(v.data) + r * v.row_stride;
-}
 
 }  // namespace ostro::cpu

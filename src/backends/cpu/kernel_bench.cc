@@ -22,7 +22,11 @@ class Bench {
  public:
   Bench(ops::Backend& backend, const BenchShape& shape, const BenchWork& work,
         const std::function<void(const Timing&)>& report)
-      : backend_(backend), s_(shape), w_(work), report_(report), pool_(backend.allocate(kPoolBytes)) {
+      : backend_(backend),
+        s_(shape),
+        w_(work),
+        report_(report),
+        pool_(backend.allocate(kPoolBytes)) {
     // A few thousand random values, repeated: filling gigabytes with a generator takes seconds.
     std::vector<float> values(1 << 16);
     std::normal_distribution<float> normal(0, 0.05f);
@@ -62,7 +66,8 @@ class Bench {
     fn();
     std::vector<double> runs;
     const double begin = bench_clock(w_.processor_time);
-    for (double start = begin; runs.size() < 3 || (start < begin + w_.seconds && runs.size() < 10000);) {
+    for (double start = begin;
+         runs.size() < 3 || (start < begin + w_.seconds && runs.size() < 10000);) {
       fn();
       backend_.wait();
       const double end = bench_clock(w_.processor_time);
@@ -107,8 +112,8 @@ class Bench {
       backend_.run(ops::RotaryAppend{qkv, cos_sin, step, cache, s_.heads});
     });
     const View y = zeros(w_.dtype, w_.tokens, s_.heads * s_.head_dim);
-    const double seen = w_.prefill ? double(context) * double(context + 1) / 2
-                                   : double(requests * context);
+    const double seen =
+        w_.prefill ? double(context) * double(context + 1) / 2 : double(requests * context);
     time("attention", double(requests * context * s_.kv_heads * s_.head_dim) * 2 * size,
          seen * double(s_.heads * s_.head_dim) * 2, [&] {
            backend_.run(ops::PagedAttention{qkv.cols_of({0, s_.heads * s_.head_dim}), step, cache,

@@ -16,24 +16,24 @@ struct BenchShape {
   std::string name;
   std::int64_t hidden, inter, heads, kv_heads, head_dim, experts, top_k, vocab;
 };
-extern const BenchShape kTiny;   // models/tiny-mixtral
-extern const BenchShape kMid;    // 0.79 B parameters, of which a token reads 0.23 B
+extern const BenchShape kTiny;     // models/tiny-mixtral
+extern const BenchShape kMid;      // 0.79 B parameters, of which a token reads 0.23 B
 extern const BenchShape kMixtral;  // 8x7B
 
 struct BenchWork {
-  std::int64_t tokens = 1;    // of one request if prefill, else of as many requests
+  std::int64_t tokens = 1;      // of one request if prefill, else of as many requests
   std::int64_t context = 1024;  // tokens that each request has, these included
   bool prefill = false;
   DType dtype = DType::bf16;
-  double seconds = 0.25;      // for each operation, at least three runs
-  std::string only;           // part of an operation's name; empty: all
+  double seconds = 0.25;        // for each operation, at least three runs
+  std::string only;             // part of an operation's name; empty: all
   bool processor_time = false;  // of the calling thread: one thread on a machine that others use
 };
 
 struct Timing {
   std::string name;
   double best_s = 0, median_s = 0;
-  double bytes = 0;          // weights, or KV, that must come from memory
+  double bytes = 0;  // weights, or KV, that must come from memory
   double multiply_adds = 0;
 };
 

@@ -1,6 +1,8 @@
 // ExpertMlp: tokens sorted by expert, then three parallel regions: gate, up and SiLU of (expert x
-// rows x block of inter); down of (expert x rows x block of hidden); the weighted sum of each token.
+// rows x block of inter); down of (expert x rows x block of hidden); the weighted sum of each
+// token.
 #include <algorithm>
+#include <cstring>
 
 #include "backends/cpu/cpu_backend.h"
 
@@ -32,7 +34,8 @@ struct CpuBackend::ExpertPlan {
       if (rows <= kGemmStagedRows) largest = std::max(largest, rows);
       row_blocks += ceil_div(rows, kSumRows);
     }
-    const int share = std::max<int>(1, int(ceil_div<std::int64_t>(threads, std::max<std::int64_t>(1, active))));
+    const int share =
+        std::max<int>(1, int(ceil_div<std::int64_t>(threads, std::max<std::int64_t>(1, active))));
     few = gemm_columns(largest, n, k, weight_size, active, share, kSumFloats);
     many = gemm_columns(kGemmStagedRows + 1, n, k, weight_size, row_blocks, threads, kSumFloats);
     std::int64_t items = 0;
@@ -45,14 +48,15 @@ struct CpuBackend::ExpertPlan {
     return items;
   }
 
-  Block block(std::int64_t item) const {
+  Block block(std::int64_t item, const CpuBackend& backend) const {
     const std::int64_t e =
         std::upper_bound(first_item, first_item + experts + 1, std::int32_t(item)) - first_item - 1;
     const std::int64_t rows = start[e + 1] - start[e];
     const std::int64_t row_blocks = ceil_div(rows, kSumRows), columns = columns_of(rows);
     const std::int64_t i = item - first_item[e];
-    const Range part = part_of(rows, i % row_blocks, row_blocks);
-    const std::int64_t n0 = i / row_blocks * columns;
+    const BlockIndex index = backend.block_of(i, row_blocks, ceil_div(n, columns));
+    const Range part = part_of(rows, index.row_block, row_blocks);
+    const std::int64_t n0 = index.column_block * columns;
     return {e, {start[e] + part.begin, start[e] + part.end}, {n0, std::min(n, n0 + columns)}};
   }
 };
@@ -61,14 +65,18 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
   check_here(op.y);
   const std::int64_t tokens = op.x.rows, hidden = op.x.cols;
   if (tokens == 0) return;
+  if (op.local.empty()) {
+    for (std::int64_t t = 0; t < tokens; ++t)
+      std::memset(row_of(op.y, t), 0, std::size_t(hidden) * sizeof(float));
+    return;
+  }
   const std::int64_t top_k = op.experts ? op.experts.cols : 1;
   const ops::Expert& any = op.local.front();
   const std::int64_t inter = any.gate.n();
 
   ExpertPlan plan;
   plan.experts = std::int64_t(op.local.size());
-  plan.start =
-      expert_index_.reserve<std::int32_t>(2 * (plan.experts + 1) + 2 * tokens * top_k);
+  plan.start = expert_index_.reserve<std::int32_t>(2 * (plan.experts + 1) + 2 * tokens * top_k);
   plan.first_item = plan.start + plan.experts + 1;
   plan.token = plan.first_item + plan.experts + 1;
   plan.slot_of = plan.token + tokens * top_k;
@@ -102,10 +110,20 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
 
   Gemm common{};
   common.x_type = element(op.x.dtype);
+  // Rows of one expert in one stage: their first slot tells them apart.
+  const std::int64_t up_key = pack_keys(2 * plan.slots), down_key = up_key + plan.slots;
+  const GemmScratch scratch =
+      gemm_scratch(std::min(tokens * top_k, kSumRows), std::max(hidden, inter));
+
+  // What this thread may take after `columns`; the others take the blocks between.
+  const auto next_rows = [&](const quant::Weight& w, Range columns) -> const void* {
+    const std::int64_t next = columns.begin + columns.size() * threads_.count();
+    return next < w.n() ? weight_row(w, next) : nullptr;
+  };
 
   const std::int64_t up_items = plan.plan(inter, hidden, weight_size, threads_.count());
   items(up_items, gemm_ns(plan.slots, 2 * inter, hidden, 0), [&](int thread, std::int64_t item) {
-    const ExpertPlan::Block b = plan.block(item);
+    const ExpertPlan::Block b = plan.block(item, *this);
     const ops::Expert& expert = op.local[std::size_t(b.expert)];
     Gemm gemm = common;
     gemm.x = op.x.data;
@@ -114,10 +132,11 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
     gemm.m = b.rows.size();
     gemm.n = b.columns.size();
     gemm.k = hidden;
+    gemm.pack_key = up_key + b.rows.begin;
     gemm.sum_stride = b.columns.size();
-    gemm.scratch = gemm_scratch(thread);
-    const void* const up = row_of(expert.up.data, b.columns.begin);
-    gemm.w = row_of(expert.gate.data, b.columns.begin);
+    gemm.scratch = scratch.of(thread);
+    const void* const up = weight_row(expert.up, b.columns.begin);
+    gemm.w = weight_row(expert.gate, b.columns.begin);
     gemm.w_stride = expert.gate.data.row_stride;
     gemm.w_type = element(expert.gate.data.dtype);
     gemm.sum = sums(thread, 0);
@@ -127,7 +146,7 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
     gemm.w_stride = expert.up.data.row_stride;
     gemm.w_type = element(expert.up.data.dtype);
     gemm.sum = sums(thread, 1);
-    gemm.next_w = nullptr;
+    gemm.next_w = next_rows(expert.gate, b.columns);
     kernels_.gemm(gemm);
     kernels_.swiglu({.gate = sums(thread, 0),
                      .up = sums(thread, 1),
@@ -141,12 +160,12 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
 
   const std::int64_t down_items = plan.plan(hidden, inter, weight_size, threads_.count());
   items(down_items, gemm_ns(plan.slots, hidden, inter, 0), [&](int thread, std::int64_t item) {
-    const ExpertPlan::Block b = plan.block(item);
+    const ExpertPlan::Block b = plan.block(item, *this);
     const quant::Weight& down = op.local[std::size_t(b.expert)].down;
     Gemm gemm = common;
     gemm.x = h + b.rows.begin * inter * x_size;
     gemm.x_stride = inter;
-    gemm.w = row_of(down.data, b.columns.begin);
+    gemm.w = weight_row(down, b.columns.begin);
     gemm.w_stride = down.data.row_stride;
     gemm.w_type = element(down.data.dtype);
     gemm.sum = out + b.rows.begin * out_stride + b.columns.begin;
@@ -154,7 +173,9 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
     gemm.m = b.rows.size();
     gemm.n = b.columns.size();
     gemm.k = inter;
-    gemm.scratch = gemm_scratch(thread);
+    gemm.next_w = next_rows(down, b.columns);
+    gemm.pack_key = down_key + b.rows.begin;
+    gemm.scratch = scratch.of(thread);
     kernels_.gemm(gemm);
   });
 

@@ -59,27 +59,38 @@ Threads::Threads(int count) : count_(count) {
 }
 
 Threads::~Threads() {
-  if (workers_.empty()) return;
   stop_ = true;
   started_.raise(1);
   for (std::thread& worker : workers_) worker.join();
 }
 
-void Threads::run(Call call, void* fn) {
+void Threads::run(Call call, void* fn, bool all) {
   call_ = call;
   fn_ = fn;
-  ++calls_;
+  const std::uint64_t number = (region_.load(std::memory_order_relaxed) >> 32) + 1;
+  region_.store(number << 32, std::memory_order_release);
   started_.raise(1);
   call(fn, 0);
-  ended_.wait_until(calls_ * static_cast<std::uint32_t>(count_ - 1));
+  if (all) ended_.wait_until(ended_before_ + static_cast<std::uint32_t>(count_ - 1));
+  const std::uint64_t joined = region_.fetch_or(kClosed, std::memory_order_acq_rel) & kJoined;
+  ended_before_ += static_cast<std::uint32_t>(joined);
+  ended_.wait_until(ended_before_);
 }
 
 void Threads::work(int thread) {
-  for (std::uint32_t call = 1;; ++call) {
-    started_.wait_until(call);
+  std::uint64_t last_region = 0;
+  for (std::uint32_t seen = 0;;) {
+    started_.wait_until(seen + 1);
+    seen = started_.value.load(std::memory_order_acquire);
     if (stop_) return;
-    call_(fn_, thread);
-    ended_.raise(1);
+    std::uint64_t region = region_.load(std::memory_order_acquire);
+    while ((region & kClosed) == 0 && region >> 32 != last_region) {
+      if (!region_.compare_exchange_weak(region, region + 1, std::memory_order_acq_rel)) continue;
+      last_region = region >> 32;
+      call_(fn_, thread);
+      ended_.raise(1);
+      break;
+    }
   }
 }
 

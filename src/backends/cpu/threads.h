@@ -1,12 +1,14 @@
 // A few threads that run one function together, for work of microseconds.
 //
 //   Threads threads(8);
-//   threads.parallel([&](int thread) { ... });              // on all of them; 0 is the caller
 //   threads.for_each(items, [&](int thread, std::int64_t item) { ... });   // each item once
+//   threads.parallel([&](int thread) { ... });              // once on each; 0 is the caller
 //
-// A call returns when all threads are done; what they wrote is then visible. Waiting threads spin
-// for a short time, give way to others, then sleep, so a rank that has nothing to do costs nothing.
-// Functions may not throw. One Threads belongs to one thread; calls may not be nested.
+// A call returns when the work is done; what it wrote is then visible. for_each waits only for
+// threads that took an item: one that the system does not run just now does not hold up the
+// others. Waiting threads spin for a short time, give way to others, then sleep, so a rank that has
+// nothing to do costs nothing. Functions may not throw. One Threads belongs to one thread; calls
+// may not be nested.
 #pragma once
 
 #include <atomic>
@@ -27,23 +29,24 @@ class Threads {
   int count() const { return count_; }
 
   template <class Fn>
-  void parallel(Fn&& fn) {
-    if (count_ == 1) return fn(0);
-    run([](void* f, int thread) { (*static_cast<std::remove_reference_t<Fn>*>(f))(thread); }, &fn);
-  }
-
-  // Threads take the next item when they are free: for uneven items, and for cores that others use.
-  template <class Fn>
   void for_each(std::int64_t items, Fn&& fn) {
     if (count_ == 1 || items <= 1) {
       for (std::int64_t i = 0; i < items; ++i) fn(0, i);
       return;
     }
     next_item_.store(0, std::memory_order_relaxed);
-    parallel([&](int thread) {
+    auto take = [&](int thread) {
       for (std::int64_t i; (i = next_item_.fetch_add(1, std::memory_order_relaxed)) < items;)
         fn(thread, i);
-    });
+    };
+    run([](void* f, int thread) { (*static_cast<decltype(take)*>(f))(thread); }, &take, false);
+  }
+
+  template <class Fn>
+  void parallel(Fn&& fn) {
+    if (count_ == 1) return fn(0);
+    run([](void* f, int thread) { (*static_cast<std::remove_reference_t<Fn>*>(f))(thread); }, &fn,
+        true);
   }
 
  private:
@@ -56,16 +59,22 @@ class Threads {
     void wait_until(std::uint32_t wanted);
   };
 
-  void run(Call call, void* fn);
+  void run(Call call, void* fn, bool all);
   void work(int thread);
 
+  // A region is open from the caller's start until it has nothing left to do. Workers join it by
+  // counting up `region_`: the number of the region, a closed bit, how many have joined.
+  static constexpr std::uint64_t kClosed = std::uint64_t{1} << 31;
+  static constexpr std::uint64_t kJoined = kClosed - 1;
+
   int count_;
-  Call call_ = nullptr;  // written before started_ is raised
+  Call call_ = nullptr;  // these two: written while no region is open, read by who joined one
   void* fn_ = nullptr;
-  bool stop_ = false;
-  std::uint32_t calls_ = 0;
-  Signal started_;  // calls begun
-  Signal ended_;    // workers done, all calls together
+  std::uint32_t ended_before_ = 0;  // of the caller
+  std::atomic<bool> stop_ = false;
+  Signal started_;  // regions opened
+  Signal ended_;    // joined workers that are done, all regions together
+  alignas(64) std::atomic<std::uint64_t> region_ = kClosed;
   alignas(64) std::atomic<std::int64_t> next_item_ = 0;
   std::vector<std::thread> workers_;
 };

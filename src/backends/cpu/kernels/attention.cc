@@ -63,14 +63,14 @@ struct Score<Bf16> {
 
 // The scratch: everything of one call. Rows of `out` and `value` have `dims` floats.
 struct Scratch {
-  float* key;     // [words, kTile] transposed keys (f32, or pairs of bf16)
-  float* value;   // [kTile, dims]
-  float* query;   // [rows, words]
-  float* score;   // [rows, kTile], then the weights
-  float* sum;     // [rows, kWidth] of the segment, by lane
-  float* top;     // [rows] running maximum of the segment
-  float* out;     // [rows, dims] of the segment
-  float* all_top; // [rows], and sum and out of all segments before
+  float* key;      // [words, kTile] transposed keys (f32, or pairs of bf16)
+  float* value;    // [kTile, dims]
+  float* query;    // [rows, words]
+  float* score;    // [rows, kTile], then the weights
+  float* sum;      // [rows, kWidth] of the segment, by lane
+  float* top;      // [rows] running maximum of the segment
+  float* out;      // [rows, dims] of the segment
+  float* all_top;  // [rows], and sum and out of all segments before
   float* all_sum;
   float* all_out;
   std::int64_t words, dims, bytes;
@@ -100,10 +100,44 @@ Scratch plan(void* at, std::int64_t rows, std::int64_t head_dim) {
   return s;
 }
 
+inline std::int64_t cache_row(const Attention& a, std::int64_t position) {
+  return (a.blocks[position / a.block_tokens] * a.kv_heads + a.kv_head) * a.block_tokens +
+         position % a.block_tokens;
+}
+
+// The rows of the next tile, prefetched line by line while this one is used: pages lie anywhere, so
+// the hardware prefetcher does not find them, and a burst of prefetches would be dropped.
+struct Ahead {
+  const char* row[2 * kTile];
+  std::int64_t rows = 0, row_bytes = 0;
+  std::int64_t next_row = 0, next_byte = 0;
+
+  void step() {
+    if (next_row >= rows) return;
+    _mm_prefetch(row[next_row] + next_byte, _MM_HINT_T1);
+    next_byte += 64;
+    if (next_byte >= row_bytes) {
+      next_byte = 0;
+      ++next_row;
+    }
+  }
+};
+
+template <class T>
+void look_ahead(const Attention& a, std::int64_t from, std::int64_t to, Ahead& ahead) {
+  ahead.next_row = ahead.next_byte = ahead.rows = 0;
+  ahead.row_bytes = a.head_dim * std::int64_t(sizeof(T));
+  for (std::int64_t p = from; p < to; ++p) {
+    const std::int64_t row = cache_row(a, p);
+    ahead.row[ahead.rows++] = reinterpret_cast<const char*>(at<T>(a.v, row * a.v_stride));
+    ahead.row[ahead.rows++] = reinterpret_cast<const char*>(at<T>(a.k, row * a.k_stride));
+  }
+}
+
 // Positions [from, to) of the tile at `tile`; the others become zero.
 template <class T>
 void stage(const Attention& a, const Scratch& s, std::int64_t tile, std::int64_t from,
-           std::int64_t to) {
+           std::int64_t to, Ahead& ahead) {
   using S = Score<T>;
   const T* key[kTile];
   for (std::int64_t i = 0; i < kTile; ++i) {
@@ -113,12 +147,11 @@ void stage(const Attention& a, const Scratch& s, std::int64_t tile, std::int64_t
       for (std::int64_t d = 0; d < s.dims; d += kWidth) store(s.value + i * s.dims + d, zero());
       continue;
     }
-    const std::int64_t row =
-        (a.blocks[p / a.block_tokens] * a.kv_heads + a.kv_head) * a.block_tokens +
-        p % a.block_tokens;
+    const std::int64_t row = cache_row(a, p);
     key[i] = at<T>(a.k, row * a.k_stride);
     const T* v = at<T>(a.v, row * a.v_stride);
     float* value = s.value + i * s.dims;
+    ahead.step();
     std::int64_t d = 0;
     for (; d + kWidth <= a.head_dim; d += kWidth) store(value + d, load(v + d));
     if (d < a.head_dim) store(value + d, load(v + d, a.head_dim - d));
@@ -128,20 +161,21 @@ void stage(const Attention& a, const Scratch& s, std::int64_t tile, std::int64_t
     for (std::int64_t d = 0; d < a.head_dim; d += kStep) {
       Vec r[kWidth];
       for (int j = 0; j < kWidth; ++j)
-        r[j] = !key[i + j]                ? zero()
+        r[j] = !key[i + j]               ? zero()
                : d + kStep <= a.head_dim ? S::load_key(key[i + j] + d)
-                                          : S::load_key(key[i + j] + d, a.head_dim - d);
+                                         : S::load_key(key[i + j] + d, a.head_dim - d);
       transpose(r);
       float* to_key = s.key + d / S::kPerWord * kTile + i;
       for (int j = 0; j < kWidth; ++j) store(to_key + j * kTile, r[j]);
+      for (int j = 0; j < kWidth / 2; ++j) ahead.step();
     }
 }
 
 template <class T, int kR>
-void scores(const Scratch& s, std::int64_t row, std::int64_t words, Vec scale) {
+void scores(const Scratch& s, std::int64_t row, std::int64_t words, Vec scale, Ahead& ahead) {
   using S = Score<T>;
-  const auto* q = static_cast<const typename S::Word*>(static_cast<const void*>(s.query)) +
-                  row * s.words;
+  const auto* q =
+      static_cast<const typename S::Word*>(static_cast<const void*>(s.query)) + row * s.words;
   for (std::int64_t c = 0; c < kTile; c += kVecs * kWidth) {
     Vec sum[kR][kVecs];
 #pragma GCC unroll 6
@@ -149,6 +183,7 @@ void scores(const Scratch& s, std::int64_t row, std::int64_t words, Vec scale) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) sum[r][v] = zero();
     for (std::int64_t w = 0; w < words; ++w) {
+      ahead.step();
       Vec k[kVecs];
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) k[v] = load(s.key + w * kTile + c + v * kWidth);
@@ -183,8 +218,7 @@ void softmax(const Scratch& s, std::int64_t row, std::int64_t from, std::int64_t
   s.top[row] = now;
   Vec sum = zero();
   for (int i = 0; i < kTile / kWidth; ++i) {
-    const Vec e =
-        keep_lanes(exp(sub(v[i], set1(now))), from - i * kWidth, to - i * kWidth);
+    const Vec e = keep_lanes(exp(sub(v[i], set1(now))), from - i * kWidth, to - i * kWidth);
     store(score + i * kWidth, e);
     sum = add(sum, e);
   }
@@ -200,7 +234,8 @@ void softmax(const Scratch& s, std::int64_t row, std::int64_t from, std::int64_t
 }
 
 template <int kR, int kV>
-void weigh(const Scratch& s, std::int64_t row, std::int64_t d, std::int64_t from, std::int64_t to) {
+void weigh(const Scratch& s, std::int64_t row, std::int64_t d, std::int64_t from, std::int64_t to,
+           Ahead& ahead) {
   Vec sum[kR][kV];
 #pragma GCC unroll 6
   for (int r = 0; r < kR; ++r)
@@ -208,6 +243,7 @@ void weigh(const Scratch& s, std::int64_t row, std::int64_t d, std::int64_t from
     for (int v = 0; v < kV; ++v) sum[r][v] = load(s.out + (row + r) * s.dims + d + v * kWidth);
   const float* weight = s.score + row * kTile;
   for (std::int64_t p = from; p < to; ++p) {
+    ahead.step();
     Vec value[kV];
 #pragma GCC unroll 4
     for (int v = 0; v < kV; ++v) value[v] = load(s.value + p * s.dims + d + v * kWidth);
@@ -225,10 +261,12 @@ void weigh(const Scratch& s, std::int64_t row, std::int64_t d, std::int64_t from
 }
 
 template <int kR>
-void weigh_rows(const Scratch& s, std::int64_t row, std::int64_t from, std::int64_t to) {
+void weigh_rows(const Scratch& s, std::int64_t row, std::int64_t from, std::int64_t to,
+                Ahead& ahead) {
   std::int64_t d = 0;
-  for (; d + kVecs * kWidth <= s.dims; d += kVecs * kWidth) weigh<kR, kVecs>(s, row, d, from, to);
-  for (; d < s.dims; d += kWidth) weigh<kR, 1>(s, row, d, from, to);
+  for (; d + kVecs * kWidth <= s.dims; d += kVecs * kWidth)
+    weigh<kR, kVecs>(s, row, d, from, to, ahead);
+  for (; d < s.dims; d += kWidth) weigh<kR, 1>(s, row, d, from, to, ahead);
 }
 
 // Calls fn.operator()<R>(row) for [row, end) in groups of up to kRows.
@@ -239,12 +277,24 @@ inline void in_groups(std::int64_t row, std::int64_t end, Fn&& fn) {
     const std::int64_t groups = (left + kRows - 1) / kRows;
     const std::int64_t now = (left + groups - 1) / groups;
     switch (now) {
-      case 1: fn.template operator()<1>(row); break;
-      case 2: fn.template operator()<2>(row); break;
-      case 3: fn.template operator()<3>(row); break;
-      case 4: fn.template operator()<4>(row); break;
-      case 5: fn.template operator()<kRows < 5 ? 1 : 5>(row); break;
-      case 6: fn.template operator()<kRows < 6 ? 1 : 6>(row); break;
+      case 1:
+        fn.template operator()<1>(row);
+        break;
+      case 2:
+        fn.template operator()<2>(row);
+        break;
+      case 3:
+        fn.template operator()<3>(row);
+        break;
+      case 4:
+        fn.template operator()<4>(row);
+        break;
+      case 5:
+        fn.template operator() < kRows<5 ? 1 : 5>(row);
+        break;
+      case 6:
+        fn.template operator() < kRows<6 ? 1 : 6>(row);
+        break;
     }
     row += now;
   }
@@ -284,6 +334,7 @@ void segment(const Attention& a, const Scratch& s, std::int64_t begin, std::int6
   for (std::int64_t i = 0; i < rows * s.dims; i += kWidth) store(s.out + i, zero());
   const std::int64_t words = (a.head_dim + S::kPerWord - 1) / S::kPerWord;
   const Vec scale = set1(a.scale);
+  Ahead ahead;
 
   for (std::int64_t tile = begin / kTile * kTile; tile < end; tile += kTile) {
     const std::int64_t from = most(begin, tile), to = least(end, tile + kTile);
@@ -292,17 +343,18 @@ void segment(const Attention& a, const Scratch& s, std::int64_t begin, std::int6
     std::int64_t last = a.queries;
     if (a.window > 0) last = least(last, to - 1 + a.window - a.first_position);
     if (first >= last) continue;
-    stage<T>(a, s, tile, from, to);
+    look_ahead<T>(a, to, least(end, to + kTile), ahead);
+    stage<T>(a, s, tile, from, to, ahead);
     const std::int64_t row0 = first * a.group, row1 = last * a.group;
     in_groups(row0, row1,
-              [&]<int kR>(std::int64_t row) { scores<T, kR>(s, row, words, scale); });
+              [&]<int kR>(std::int64_t row) { scores<T, kR>(s, row, words, scale, ahead); });
     for (std::int64_t row = row0; row < row1; ++row) {
       const std::int64_t position = a.first_position + row / a.group;
       const std::int64_t low = a.window > 0 ? most(from, position - a.window + 1) : from;
       softmax(s, row, low - tile, least(to, position + 1) - tile);
     }
     in_groups(row0, row1, [&]<int kR>(std::int64_t row) {
-      weigh_rows<kR>(s, row, from - tile, to - tile);
+      weigh_rows<kR>(s, row, from - tile, to - tile, ahead);
     });
   }
 }
@@ -323,8 +375,8 @@ void attention_typed(const Attention& a) {
   std::int64_t begin = a.begin;
   if (a.window > 0) begin = most(begin, a.first_position - a.window + 1);
   while (begin < last) {
-    const std::int64_t end = least(last, begin / kAttentionSegment * kAttentionSegment +
-                                             kAttentionSegment);
+    const std::int64_t end =
+        least(last, begin / kAttentionSegment * kAttentionSegment + kAttentionSegment);
     segment<T>(a, s, begin, end);
     begin = end;
     for (std::int64_t r = 0; r < rows; ++r) {
@@ -380,9 +432,8 @@ void attention_merge(const AttentionMerge& m) {
       merge(top, sum, m.scratch, p[0], p[1], p + kAttentionPartial, m.head_dim);
     }
   }
-  with_element(m.type, [&]<class T>(T) {
-    store_output(static_cast<T*>(m.y), m.scratch, sum, m.head_dim);
-  });
+  with_element(m.type,
+               [&]<class T>(T) { store_output(static_cast<T*>(m.y), m.scratch, sum, m.head_dim); });
 }
 
 }  // namespace ostro::cpu::OSTRO_ISA

@@ -6,7 +6,11 @@
 namespace ostro::cpu::OSTRO_ISA {
 
 void gemm(const Gemm&);
-extern const std::int64_t gemm_row_tile;
+std::int64_t gemm_scratch_bytes(std::int64_t m, std::int64_t k);
+#ifdef __AMX_BF16__
+void gemm_tiles(const Gemm&);  // x and w are bf16, k > 0
+std::int64_t gemm_tiles_scratch_bytes(std::int64_t m, std::int64_t k);
+#endif
 
 void store_rows(const StoreRows&);
 void widen_row(const void* from, Element type, float* to, std::int64_t n);

@@ -16,7 +16,7 @@ enum class Element : std::uint8_t { f32, f16, bf16 };
 
 // y += or = x w^T for a block, in f32. Every element of `sum` is made in one order that depends on
 // k alone: blocks of kGemmBlock along k from the front, each summed in vector lanes and then by a
-// fixed tree, the blocks added one after another.
+// fixed tree, the blocks added one after another. With AMX tiles: one chain of pairs along k.
 inline constexpr std::int64_t kGemmBlock = 1024;
 
 struct Gemm {
@@ -28,16 +28,16 @@ struct Gemm {
   std::int64_t m, n, k;
   Element x_type, w_type;
   const void* next_w;  // weights that this thread reads next, in the same stride: prefetched
-  void* scratch;       // kGemmScratchBytes of this thread, 64-byte aligned
+  void* scratch;       // gemm_scratch_bytes(m, k) of this thread, 64-byte aligned
+  // Not 0: the same key means the same rows of the same x with the same scratch, so that a kernel
+  // that packs x need not do it again.
+  std::int64_t pack_key;
 };
 
 // More rows than this are multiplied by a block of weights that was copied to the scratch.
 inline constexpr std::int64_t kGemmStagedRows = 48;
 // Weight rows in the scratch at a time; `n` may be anything.
 inline constexpr std::int64_t kGemmStagedWeights = 128;
-inline constexpr std::int64_t kGemmMaxTile = 6;
-inline constexpr std::int64_t kGemmScratchBytes =
-    (kGemmStagedWeights + kGemmMaxTile) * kGemmBlock * 4;
 
 // y = float -> type, [m, n].
 struct StoreRows {
@@ -139,9 +139,10 @@ struct AttentionMerge {
 
 struct Kernels {
   const char* name;
-  std::int64_t row_tile;  // weight rows of a micro-kernel: ranges of n are best multiples of it
+  bool packs_x;  // gemm packs x: better all weights for one block of tokens than the reverse
 
   void (*gemm)(const Gemm&);
+  std::int64_t (*gemm_scratch_bytes)(std::int64_t m, std::int64_t k);
   void (*store_rows)(const StoreRows&);
   void (*swiglu)(const SwiGlu&);
   void (*combine)(const Combine&);
@@ -166,6 +167,9 @@ namespace avx512 {
 extern const Kernels kernels;
 }
 namespace avx512bf16 {
+extern const Kernels kernels;
+}
+namespace amx {
 extern const Kernels kernels;
 }
 

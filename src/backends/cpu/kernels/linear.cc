@@ -4,9 +4,11 @@
 // sums for each output, along k: kTokens + kRows loads for kTokens * kRows multiply-adds. Nothing
 // is packed, so weights are used where the engine file is mapped.
 //
-// Up to kGemmStagedRows tokens the weights stream through once and bound the time (2 bytes a bf16
-// weight; the next rows are prefetched meanwhile). Above, blocks of kGemmStagedWeights x kGemmBlock
-// weights are copied to the scratch, which stays in L2, and arithmetic bounds it.
+// One or two tokens: a row of w after the other, in the order of memory: the hardware prefetcher
+// keeps up with one stream (98 % of the read bandwidth on Zen 4) and not with four (45 %).
+// Up to kGemmStagedRows tokens: every weight is read once, while the rows after it are prefetched
+// to L2 in the order of memory. Above, blocks of kGemmStagedWeights x kGemmBlock weights are copied
+// to the scratch, which stays in L2, and arithmetic bounds the time.
 #include "backends/cpu/kernels/families.h"
 #include "backends/cpu/kernels/simd.h"
 
@@ -16,13 +18,6 @@ namespace {
 constexpr int kRows = 4;
 // 6 x 4 sums, 6 vectors of x and one of w: 31 of 32 registers. AVX2: 3 x 4 + 3 + 1 of 16.
 constexpr int kTokens = kWidth == 16 ? 6 : 3;
-static_assert(kTokens <= kGemmMaxTile);
-
-#ifdef __AVX512BF16__
-constexpr bool kHasDot = true;
-#else
-constexpr bool kHasDot = false;
-#endif
 
 // How one step along k multiplies: by f32 FMA after widening, or in bf16 pairs.
 template <class X, class W>
@@ -85,8 +80,10 @@ inline Vec singles(Vec a, Vec b) {
 
 // 4 tokens x 4 outputs, and 2 x 4: the tree of reduce_add with the shuffles shared.
 template <bool kAdd>
-inline void put4(float* to, std::int64_t stride, const Vec (*v)[kRows]) {
+__attribute__((always_inline)) inline void put4(float* to, std::int64_t stride,
+                                                const Vec (*v)[kRows]) {
   Vec q[4];
+#pragma GCC unroll 4
   for (int n = 0; n < 4; ++n) q[n] = quarters(halves(v[0][n], v[1][n]), halves(v[2][n], v[3][n]));
   const Vec s = singles(pairs(q[0], q[1]), pairs(q[2], q[3]));
   put<kAdd>(to, _mm512_castps512_ps128(s));
@@ -95,8 +92,10 @@ inline void put4(float* to, std::int64_t stride, const Vec (*v)[kRows]) {
   put<kAdd>(to + 3 * stride, _mm512_extractf32x4_ps(s, 3));
 }
 template <bool kAdd>
-inline void put2(float* to, std::int64_t stride, const Vec (*v)[kRows]) {
+__attribute__((always_inline)) inline void put2(float* to, std::int64_t stride,
+                                                const Vec (*v)[kRows]) {
   Vec q[2];
+#pragma GCC unroll 2
   for (int n = 0; n < 2; ++n)
     q[n] = quarters(halves(v[0][n], v[0][n + 2]), halves(v[1][n], v[1][n + 2]));
   const Vec p = pairs(q[0], q[1]);
@@ -107,16 +106,20 @@ inline void put2(float* to, std::int64_t stride, const Vec (*v)[kRows]) {
 }
 #endif
 
-// Prefetches `lines` cache lines in all while a tile is computed, a few at each step.
+// Weights that will be needed soon, fetched to L2 a few lines at a step.
 struct Ahead {
-  const char* row[kRows];
-  int rows;
+  const char* next;
+  int lines_a_step;
+
+  void step() {
+    for (int l = 0; l < lines_a_step; ++l, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+  }
 };
 
 // sum[m, n] (+)= x[m] . w[n] over k <= kGemmBlock elements, m < kM, n < kRows.
 template <class Op, int kM, bool kAdd, class X, class W>
 __attribute__((always_inline)) inline void tile_sum(const X* const* x, const W* const* w,
-                                                    std::int64_t k, const Ahead& ahead, float* sum,
+                                                    std::int64_t k, Ahead& ahead, float* sum,
                                                     std::int64_t stride) {
   Vec s[kM][kRows];
 #pragma GCC unroll 6
@@ -125,10 +128,8 @@ __attribute__((always_inline)) inline void tile_sum(const X* const* x, const W* 
     for (int n = 0; n < kRows; ++n) s[m][n] = zero();
   std::int64_t i = 0;
   const std::int64_t whole = k / Op::kStep * Op::kStep;
-  const int ahead_rows = ahead.rows;
   for (; i < whole; i += Op::kStep) {
-    for (int r = 0; r < ahead_rows; ++r)
-      _mm_prefetch(ahead.row[r] + i * std::int64_t(sizeof(W)), _MM_HINT_T0);
+    ahead.step();
     typename Op::Operand a[kM];
 #pragma GCC unroll 6
     for (int m = 0; m < kM; ++m) a[m] = Op::load_x(x[m] + i);
@@ -150,23 +151,20 @@ __attribute__((always_inline)) inline void tile_sum(const X* const* x, const W* 
       for (int m = 0; m < kM; ++m) s[m][n] = Op::multiply_add(a[m], b, s[m][n]);
     }
   }
-  int m = 0;
+  // All indices constant: the sums stay in registers.
 #ifdef __AVX512F__
-  if constexpr (kM >= 4) {
-    put4<kAdd>(sum, stride, s);
-    m = 4;
-  }
-  if constexpr (kM % 4 >= 2) {
-    put2<kAdd>(sum + m * stride, stride, s + m);
-    m += 2;
-  }
-#endif
+  constexpr int kFours = kM / 4 * 4, kTwos = kM / 2 * 2;
+  if constexpr (kFours > 0) put4<kAdd>(sum, stride, s);
+  if constexpr (kTwos > kFours) put2<kAdd>(sum + kFours * stride, stride, s + kFours);
+  if constexpr (kM > kTwos) put<kAdd>(sum + kTwos * stride, reduce4(s[kTwos]));
+#else
 #pragma GCC unroll 6
-  for (; m < kM; ++m) put<kAdd>(sum + m * stride, reduce4(s[m]));
+  for (int m = 0; m < kM; ++m) put<kAdd>(sum + m * stride, reduce4(s[m]));
+#endif
 }
 
 template <class Op, int kM, class X, class W>
-void tile(const X* const* x, const W* const* w, std::int64_t k, const Ahead& ahead, float* sum,
+void tile(const X* const* x, const W* const* w, std::int64_t k, Ahead& ahead, float* sum,
           std::int64_t stride, bool add_to) {
   if (add_to)
     tile_sum<Op, kM, true>(x, w, k, ahead, sum, stride);
@@ -176,7 +174,7 @@ void tile(const X* const* x, const W* const* w, std::int64_t k, const Ahead& ahe
 
 template <class Op, class X, class W>
 inline void tile_of(std::int64_t tokens, const X* const* x, const W* const* w, std::int64_t k,
-                    const Ahead& ahead, float* sum, std::int64_t stride, std::int64_t outputs,
+                    Ahead& ahead, float* sum, std::int64_t stride, std::int64_t outputs,
                     bool add_to) {
   float whole[kTokens * kRows];
   float* to = sum;
@@ -189,12 +187,24 @@ inline void tile_of(std::int64_t tokens, const X* const* x, const W* const* w, s
         whole[m * kRows + n] = add_to && n < outputs ? sum[m * stride + n] : 0;
   }
   switch (tokens) {
-    case 1: tile<Op, 1>(x, w, k, ahead, to, to_stride, add_to); break;
-    case 2: tile<Op, 2>(x, w, k, ahead, to, to_stride, add_to); break;
-    case 3: tile<Op, 3>(x, w, k, ahead, to, to_stride, add_to); break;
-    case 4: tile<Op, kTokens < 4 ? 1 : 4>(x, w, k, ahead, to, to_stride, add_to); break;
-    case 5: tile<Op, kTokens < 5 ? 1 : 5>(x, w, k, ahead, to, to_stride, add_to); break;
-    case 6: tile<Op, kTokens < 6 ? 1 : 6>(x, w, k, ahead, to, to_stride, add_to); break;
+    case 1:
+      tile<Op, 1>(x, w, k, ahead, to, to_stride, add_to);
+      break;
+    case 2:
+      tile<Op, 2>(x, w, k, ahead, to, to_stride, add_to);
+      break;
+    case 3:
+      tile<Op, 3>(x, w, k, ahead, to, to_stride, add_to);
+      break;
+    case 4:
+      tile < Op, kTokens<4 ? 1 : 4>(x, w, k, ahead, to, to_stride, add_to);
+      break;
+    case 5:
+      tile < Op, kTokens<5 ? 1 : 5>(x, w, k, ahead, to, to_stride, add_to);
+      break;
+    case 6:
+      tile < Op, kTokens<6 ? 1 : 6>(x, w, k, ahead, to, to_stride, add_to);
+      break;
   }
   if (outputs < kRows)
     for (std::int64_t m = 0; m < tokens; ++m)
@@ -208,41 +218,71 @@ inline const X* x_row(const Gemm& g, std::int64_t m) {
   return at<X>(g.x, (g.rows ? g.rows[m] : m) * g.x_stride);
 }
 
+// One or two tokens.
+template <class Op, int kM, class X, class W>
+void row_by_row(const Gemm& g) {
+  const X* x[kM];
+  for (int m = 0; m < kM; ++m) x[m] = x_row<X>(g, m);
+  const auto chain = [&](const W* w, std::int64_t k0, std::int64_t k, Vec* s, int stride) {
+    for (int m = 0; m < kM; ++m) s[m * stride] = zero();
+    std::int64_t i = k0;
+    for (; i + Op::kStep <= k; i += Op::kStep) {
+      const typename Op::Operand b = Op::load_w(w + i);
+#pragma GCC unroll 2
+      for (int m = 0; m < kM; ++m)
+        s[m * stride] = Op::multiply_add(Op::load_x(x[m] + i), b, s[m * stride]);
+    }
+    if (i < k) {
+      const typename Op::Operand b = Op::load_w(w + i, k - i);
+      for (int m = 0; m < kM; ++m)
+        s[m * stride] = Op::multiply_add(Op::load_x(x[m] + i, k - i), b, s[m * stride]);
+    }
+  };
+  std::int64_t n = 0;
+  if (g.k <= kGemmBlock)  // four rows share a reduction
+    for (; n + kRows <= g.n; n += kRows) {
+      Vec s[kM][kRows];
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r)
+        chain(at<W>(g.w, (n + r) * g.w_stride), 0, g.k, &s[0][r], kRows);
+      for (int m = 0; m < kM; ++m) put<false>(g.sum + m * g.sum_stride + n, reduce4(s[m]));
+    }
+  for (; n < g.n; ++n)
+    for (std::int64_t k0 = 0; k0 < g.k; k0 += kGemmBlock) {
+      Vec s[kM];
+      chain(at<W>(g.w, n * g.w_stride), k0, least(g.k, k0 + kGemmBlock), s, 1);
+      for (int m = 0; m < kM; ++m) {
+        float& sum = g.sum[m * g.sum_stride + n];
+        sum = k0 > 0 ? sum + reduce_add(s[m]) : reduce_add(s[m]);
+      }
+    }
+}
+
 // Few tokens: every weight is read once, from where it lies.
 template <class Op, class X, class W>
 void streamed(const Gemm& g) {
   const X* x[kGemmStagedRows];
   for (std::int64_t m = 0; m < g.m; ++m) x[m] = x_row<X>(g, m);
   const std::int64_t tiles = (g.m + kTokens - 1) / kTokens;
-  const std::int64_t blocks = (g.k + kGemmBlock - 1) / kGemmBlock;
+  const int lines = kRows * Op::kStep * int(sizeof(W)) / 64;  // that the tiles of a step consume
 
   const W* w[kRows];
   for (std::int64_t n = 0; n < g.n; n += kRows) {
     const std::int64_t outputs = least(kRows, g.n - n);
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      const std::int64_t k0 = b * kGemmBlock;
+    const void* next = n + kRows < g.n ? at<W>(g.w, (n + kRows) * g.w_stride) : g.next_w;
+    Ahead ahead{static_cast<const char*>(next), 0};
+    for (std::int64_t k0 = 0; k0 < g.k; k0 += kGemmBlock) {
       const std::int64_t k = least(kGemmBlock, g.k - k0);
       for (std::int64_t r = 0; r < kRows; ++r)
         w[r] = at<W>(g.w, (n + least(r, outputs - 1)) * g.w_stride + k0);
-      // The weights after these: the next block of k, or the next rows.
-      const bool last_block = b + 1 == blocks;
-      const std::int64_t next_n = last_block ? n + kRows : n;
-      const void* next = next_n < g.n ? at<W>(g.w, next_n * g.w_stride) : g.next_w;
-      const std::int64_t next_k = last_block ? 0 : k0 + kGemmBlock;
-      std::int64_t ahead_row = 0;
       for (std::int64_t t = 0; t < tiles; ++t) {
         const std::int64_t m0 = g.m * t / tiles, m1 = g.m * (t + 1) / tiles;
-        Ahead ahead{};
-        if (next) {
-          const std::int64_t until = kRows * (t + 1) / tiles;
-          for (; ahead_row < until; ++ahead_row)
-            ahead.row[ahead.rows++] =
-                reinterpret_cast<const char*>(at<W>(next, ahead_row * g.w_stride + next_k));
-        }
         const X* xs[kTokens];
         for (std::int64_t m = m0; m < m1; ++m) xs[m - m0] = x[m] + k0;
+        ahead.lines_a_step =
+            next ? static_cast<int>(lines * (t + 1) / tiles - lines * t / tiles) : 0;
         tile_of<Op>(m1 - m0, xs, w, k, ahead, g.sum + m0 * g.sum_stride + n, g.sum_stride, outputs,
-                    b > 0);
+                    k0 > 0);
       }
     }
   }
@@ -264,7 +304,8 @@ void staged(const Gemm& g) {
   using SX = typename Op::StagedX;
   using SW = typename Op::StagedW;
   SW* const w_block = static_cast<SW*>(g.scratch);
-  SX* const x_tile = static_cast<SX*>(static_cast<void*>(w_block + kGemmStagedWeights * kGemmBlock));
+  SX* const x_tile =
+      static_cast<SX*>(static_cast<void*>(w_block + kGemmStagedWeights * kGemmBlock));
   const SX* xs[kTokens];
   for (int m = 0; m < kTokens; ++m) xs[m] = x_tile + m * kGemmBlock;
   const std::int64_t tiles = (g.m + kTokens - 1) / kTokens;
@@ -275,6 +316,14 @@ void staged(const Gemm& g) {
       const std::int64_t k = least(kGemmBlock, g.k - k0);
       for (std::int64_t r = 0; r < rows; ++r)
         copy_row(at<W>(g.w, (n0 + r) * g.w_stride + k0), w_block + r * kGemmBlock, k);
+      // The next block comes to L2 while this one is used: `lines` of its cache lines at a tile.
+      const bool more_k = k0 + k < g.k, more_n = n0 + rows < g.n;
+      const void* const next = more_k   ? at<W>(g.w, n0 * g.w_stride + k0 + k)
+                               : more_n ? at<W>(g.w, (n0 + rows) * g.w_stride)
+                                        : g.next_w;
+      const std::int64_t row_lines = k * std::int64_t(sizeof(W)) / 64;
+      const std::int64_t lines = next ? row_lines * kRows / tiles + 1 : 0;
+      std::int64_t ahead_row = 0, ahead_line = 0;
       for (std::int64_t t = 0; t < tiles; ++t) {
         const std::int64_t m0 = g.m * t / tiles, m1 = g.m * (t + 1) / tiles;
         for (std::int64_t m = m0; m < m1; ++m)
@@ -284,7 +333,17 @@ void staged(const Gemm& g) {
           const SW* w[kRows];
           for (std::int64_t i = 0; i < kRows; ++i)
             w[i] = w_block + (r + least(i, outputs - 1)) * kGemmBlock;
-          tile_of<StagedOp>(m1 - m0, xs, w, k, Ahead{}, g.sum + m0 * g.sum_stride + n0 + r,
+          for (std::int64_t l = 0; l < lines && ahead_row < rows; ++l) {
+            _mm_prefetch(reinterpret_cast<const char*>(at<W>(next, ahead_row * g.w_stride)) +
+                             ahead_line * 64,
+                         _MM_HINT_T1);
+            if (++ahead_line >= row_lines) {
+              ahead_line = 0;
+              ++ahead_row;
+            }
+          }
+          Ahead none{};
+          tile_of<StagedOp>(m1 - m0, xs, w, k, none, g.sum + m0 * g.sum_stride + n0 + r,
                             g.sum_stride, outputs, k0 > 0);
         }
       }
@@ -299,8 +358,12 @@ void run(const Gemm& g) {
       for (std::int64_t n = 0; n < g.n; ++n) g.sum[m * g.sum_stride + n] = 0;
   } else if (g.m > kGemmStagedRows) {
     staged<Op, StagedOp, X, W>(g);
-  } else {
+  } else if (g.m > 2) {
     streamed<Op, X, W>(g);
+  } else if (g.m == 2) {
+    row_by_row<Op, 2, X, W>(g);
+  } else if (g.m == 1) {
+    row_by_row<Op, 1, X, W>(g);
   }
 }
 
@@ -311,9 +374,22 @@ void run_widened(const Gemm& g) {
 
 }  // namespace
 
+std::int64_t gemm_scratch_bytes(std::int64_t m, std::int64_t k) {
+  std::int64_t bytes = m > kGemmStagedRows ? (kGemmStagedWeights + kTokens) * kGemmBlock * 4 : 0;
+#ifdef __AMX_BF16__
+  const std::int64_t tiles = gemm_tiles_scratch_bytes(m, k);
+  if (bytes < tiles) bytes = tiles;
+#endif
+  (void)k;
+  return bytes;
+}
+
 void gemm(const Gemm& g) {
   with_element(g.x_type, [&]<class X>(X) {
     if (g.w_type == Element::f32) return run_widened<X, float>(g);
+#ifdef __AMX_BF16__
+    if (__is_same(X, Bf16) && g.k > 0) return gemm_tiles(g);
+#endif
 #ifdef __AVX512BF16__
     if constexpr (__is_same(X, Bf16)) return run<Pairs, Pairs, Bf16, Bf16>(g);
 #else

@@ -77,8 +77,7 @@ void add_rms_norm(const NormRow& r) {
   });
   if (!r.y) return;
   const float sum = reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
-  const Vec scale =
-      set1(1.0f / __builtin_sqrtf(sum / static_cast<float>(r.hidden) + r.eps));
+  const Vec scale = set1(1.0f / __builtin_sqrtf(sum / static_cast<float>(r.hidden) + r.eps));
   with_element(r.weight_type, [&]<class W>(W) {
     with_element(r.y_type, [&]<class Y>(Y) {
       over(r.hidden, [&](std::int64_t i, auto... lanes) {
@@ -113,10 +112,10 @@ void route(const RouteRow& r) {
 
   float chosen = 0;
   for (std::int64_t j = 0; j < r.top_k; ++j) {
-    std::int64_t best = 0;
-    float value = -2;  // a chosen expert is marked by -1; NaN never wins over the first left
-    for (std::int64_t e = 0; e < r.count; ++e)
-      if (r.logits[e] > value) {
+    std::int64_t best = -1;
+    float value = 0;
+    for (std::int64_t e = 0; e < r.count; ++e)  // -1 marks a chosen one; NaN is never larger
+      if (r.logits[e] != -1 && (best < 0 || r.logits[e] > value)) {
         value = r.logits[e];
         best = e;
       }

@@ -22,9 +22,12 @@ struct F16 {
 template <class Fn>
 inline void with_element(Element e, Fn&& fn) {
   switch (e) {
-    case Element::f32: return fn(float{});
-    case Element::f16: return fn(F16{});
-    case Element::bf16: return fn(Bf16{});
+    case Element::f32:
+      return fn(float{});
+    case Element::f16:
+      return fn(F16{});
+    case Element::bf16:
+      return fn(Bf16{});
   }
 }
 
@@ -70,8 +73,8 @@ inline __m256i narrow(Vec v, Bf16) {
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan,
-                                                     _mm512_set1_epi32(0x7fc0)));
+  return _mm512_cvtepi32_epi16(
+      _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0)));
 #endif
 }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
@@ -85,10 +88,10 @@ inline void store(T* p, Vec v, std::int64_t n) {
   _mm256_mask_storeu_epi16(p, first(n), narrow(v, T{}));
 }
 
-inline __m128 fold(Vec v) {  // lanes l, l + 4, l + 8, l + 12 as (l + (l + 8)) + ((l + 4) + (l + 12))
-  const __m256 half =
-      _mm256_add_ps(_mm512_castps512_ps256(v),
-                    _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
+inline __m128 fold(
+    Vec v) {  // lanes l, l + 4, l + 8, l + 12 as (l + (l + 8)) + ((l + 4) + (l + 12))
+  const __m256 half = _mm256_add_ps(
+      _mm512_castps512_ps256(v), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 inline float reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }

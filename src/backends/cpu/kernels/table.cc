@@ -5,8 +5,13 @@ namespace ostro::cpu::OSTRO_ISA {
 
 const Kernels kernels = {
     .name = OSTRO_ISA_NAME,
-    .row_tile = 4,
+#ifdef __AMX_BF16__
+    .packs_x = true,
+#else
+    .packs_x = false,
+#endif
     .gemm = gemm,
+    .gemm_scratch_bytes = gemm_scratch_bytes,
     .store_rows = store_rows,
     .swiglu = swiglu,
     .combine = combine,
