@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <span>
 
 #include "base/error.h"
 #include "text/utf8.h"
@@ -10,8 +11,6 @@ namespace ostro::txt {
 namespace {
 
 constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581
-constexpr std::size_t kLongestRemembered = 64;       // longer words hardly recur
-constexpr std::size_t kMostRemembered = 1 << 17;     // about 10 MB
 
 std::string byte_token(unsigned byte) {
   constexpr char kHex[] = "0123456789ABCDEF";
@@ -82,7 +81,9 @@ void BpeModel::add_merges(const std::vector<BpeMerge>& merges) {
 }
 
 void BpeModel::find_safe_cuts(const std::vector<BpeMerge>& merges) {
-  if (!id_of(kSpace)) return;
+  // A character that vanishes would make neighbours of what it stood between.
+  const bool all_bytes = settings_.byte_fallback && std::ranges::min(byte_ids_) >= 0;
+  if (!id_of(kSpace) || !(settings_.unk_token || all_bytes)) return;
   // These may stand for other characters than those they are spelled with.
   const auto is_stand_in = [&](std::string_view token) {
     return token == settings_.unk_token ||
@@ -144,14 +145,9 @@ std::size_t BpeModel::safe_cut(std::string_view text, std::size_t from) const {
 
 void BpeModel::encode_part(std::string_view part, Workspace& workspace,
                            std::vector<std::int32_t>& ids) const {
-  const bool remember = part.size() <= kLongestRemembered;
-  if (remember) {
-    const std::uint32_t number = workspace.known_words.find(part);
-    if (number != StringIndex::kAbsent) {
-      const auto [begin, end] = workspace.known[number];
-      ids.insert(ids.end(), workspace.known_ids.begin() + begin, workspace.known_ids.begin() + end);
-      return;
-    }
+  if (const auto known = workspace.words.find(part)) {
+    ids.insert(ids.end(), known->begin(), known->end());
+    return;
   }
   to_symbols(part, workspace);
   merge(workspace);
@@ -160,12 +156,7 @@ void BpeModel::encode_part(std::string_view part, Workspace& workspace,
     ids.push_back(workspace.symbols[i].id);
     i = workspace.symbols[i].next;
   }
-  if (remember && workspace.known.size() < kMostRemembered) {
-    workspace.known_words.insert(part);
-    const std::size_t begin = workspace.known_ids.size();
-    workspace.known_ids.insert(workspace.known_ids.end(), ids.begin() + first, ids.end());
-    workspace.known.push_back({begin, workspace.known_ids.size()});
-  }
+  workspace.words.remember(part, std::span(ids).subspan(first));
 }
 
 bool BpeModel::byte_tokens(std::string_view character, Workspace& workspace) const {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "text/string_index.h"
+#include "text/word_memory.h"
 
 namespace ostro::txt {
 
@@ -100,14 +101,9 @@ struct BpeModel::Workspace {
       return rank_and_position > other.rank_and_position;  // the heap's top is the lowest rank
     }
   };
-  struct Ids {
-    std::size_t begin, end;  // in known_ids
-  };
   std::vector<Symbol> symbols;
   std::vector<Candidate> queue;
-  StringIndex known_words;
-  std::vector<Ids> known;
-  std::vector<std::int32_t> known_ids;
+  WordMemory words;
 };
 
 }  // namespace ostro::txt

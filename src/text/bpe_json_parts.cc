@@ -161,6 +161,11 @@ BpeSettings read_model(const json& document, std::string_view where) {
   const JsonObject model(*found, name);
   const std::string type = model.string_or("type", "BPE");
   if (type != "BPE") refuse(name, type, "BPE");
+  // The right kinds went into a BpeJsonFile.
+  OSTRO_REQUIRE(!model.has("vocab"), name, ": \"vocab\" is ", shown(model.at("vocab")),
+                "; it must be an object");
+  OSTRO_REQUIRE(!model.has("merges"), name, ": \"merges\" is ", shown(model.at("merges")),
+                "; it must be a list");
   OSTRO_SUPPORTED(!model.has("dropout") || model.number("dropout") == 0, name, " has the dropout ",
                   shown(model.value().value("dropout", json())),
                   "; this build encodes without chance");

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 
 #include "base/error.h"
 #include "text/utf8.h"
@@ -66,6 +67,8 @@ class Translation {
       case 'W':
         if (in_class_) refuse("\\W in a class", 2);
         return replace("[^" + std::string(kWord) + "]");
+      case 'u':
+        return code_point();
       case 'p':
       case 'P':
         return property();
@@ -84,6 +87,15 @@ class Translation {
         (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
     if (letter_or_digit) refuse("the escape", 2);
     copy(2);
+  }
+
+  // \u00E9 is \x{00E9}.
+  void code_point() {
+    const std::string_view digits = in_.substr(at_ + 2, 4);
+    const auto is_hex = [](unsigned char c) { return std::isxdigit(c) != 0; };
+    if (digits.size() != 4 || !std::ranges::all_of(digits, is_hex)) refuse("the escape", 2);
+    at_ += digits.size();
+    replace("\\x{" + std::string(digits) + "}");
   }
 
   // PCRE2 takes \p{Han} for all characters that are used with that script.

@@ -22,7 +22,7 @@ template <class E>
 TEST(BpeJsonErrors, TruncatedAnywhere) {
   const std::string whole = base_document("mixtral_like.json").dump();
   for (std::size_t bytes = 0; bytes < whole.size(); bytes += 1 + bytes / 7) {
-    EXPECT_TRUE(text_refused(whole.substr(0, bytes), {"T.json", "not JSON", "byte"})) << bytes;
+    EXPECT_TRUE(text_refused(whole.substr(0, bytes), {"T.json"})) << bytes;
   }
   EXPECT_TRUE(text_refused(whole + "]", {"not JSON"}));
 }
@@ -50,21 +50,27 @@ TEST(BpeJsonErrors, Vocabulary) {
   EXPECT_TRUE(text_refused(with_vocab(R"("a": 7, "b": 7)"), {"id 7", "\"b\"", "another token"}));
   EXPECT_TRUE(text_refused(with_vocab(R"("a": 7, "a": 8)"), {"\"a\"", "twice"}));
   EXPECT_TRUE(text_refused(R"({"model": {"vocab": {}, "vocab": {}}})", {"\"vocab\" twice"}));
-  EXPECT_TRUE(
-      text_refused(R"({"model": {"vocab": 5}, "decoder": {"type": "ByteLevel"}})", {"empty"}));
+  EXPECT_TRUE(text_refused(R"({"model": {"vocab": 5}, "decoder": {"type": "ByteLevel"}})",
+                           {"\"vocab\" is 5"}));
 }
 
 TEST(BpeJsonErrors, Merges) {
   const auto merges = [](json list) { return json{{"model", {{"merges", std::move(list)}}}}; };
   EXPECT_TRUE(refuses<InvalidArgument>(merges({"a zzz"}), {"merge 0", "\"zzz\""}));
-  EXPECT_TRUE(refuses<InvalidArgument>(merges({{"!", "~"}}), {"merge 0", "\"!~\""}));
+  EXPECT_TRUE(refuses<InvalidArgument>(merges(json::array({json::array({"!", "~"})})),
+                                       {"merge 0", "\"!~\""}));
   EXPECT_TRUE(refuses<InvalidArgument>(merges({"abc"}), {"merge 0", "abc", "two tokens"}));
   EXPECT_TRUE(refuses<InvalidArgument>(merges({"a b c"}), {"merge 0", "a b c"}));
-  EXPECT_TRUE(refuses<InvalidArgument>(merges({{"a"}}), {"merge 0", "1 parts"}));
-  EXPECT_TRUE(refuses<InvalidArgument>(merges({{"a", "b", "c"}}), {"merge 0", "2 parts"}));
+  EXPECT_TRUE(
+      refuses<InvalidArgument>(merges(json::array({json::array({"a"})})), {"merge 0", "1 parts"}));
+  EXPECT_TRUE(refuses<InvalidArgument>(merges(json::array({json::array({"a", "b", "c"})})),
+                                       {"merge 0", "2 parts"}));
   EXPECT_TRUE(refuses<InvalidArgument>(merges({5}), {"merge 0", "5"}));
-  EXPECT_TRUE(refuses<InvalidArgument>(merges({json::array({5, 6})}), {"merge 0", "5"}));
+  EXPECT_TRUE(
+      refuses<InvalidArgument>(merges(json::array({json::array({5, 6})})), {"merge 0", "5"}));
   EXPECT_TRUE(refuses<InvalidArgument>(merges({json::object()}), {"merge 0"}));
+  EXPECT_TRUE(refuses<InvalidArgument>(merges("none"), {"\"merges\"", "none", "list"}));
+  EXPECT_TRUE(text_refused(R"({"model": {"vocab": {"a": 0}, "merges": {"a": "a"}}})", {"a list"}));
 }
 
 TEST(BpeJsonErrors, AddedTokens) {
@@ -121,8 +127,9 @@ TEST(BpeJsonErrors, Patterns) {
 
 TEST(BpeJsonErrors, TheOtherParts) {
   const auto metaspace = [](const char* key, json value) {
-    return json{
-        {"pre_tokenizer", {{"type", "Metaspace"}, {"replacement", "_"}, {key, std::move(value)}}}};
+    json step = {{"type", "Metaspace"}, {"replacement", "_"}};
+    step[key] = std::move(value);
+    return json{{"pre_tokenizer", step}};
   };
   EXPECT_TRUE(refuses<InvalidArgument>(metaspace("replacement", "__"), {"__", "one character"}));
   EXPECT_TRUE(refuses<InvalidArgument>(metaspace("prepend_scheme", "last"), {"last"}));

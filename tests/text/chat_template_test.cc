@@ -90,9 +90,10 @@ TEST(ChatTemplate, LoadPrefersTheFileThenTheConfigThenMistrals) {
   const auto load = [&] { return ChatTemplate::load(folder.path(), *tokenizer); };
   EXPECT_EQ(load().name(), "Mistral's form");
   EXPECT_EQ(load().render(std::vector<ChatMessage>{{"user", "q"}}, true), "<s>[INST] q [/INST]");
-  folder.write(
-      "tokenizer_config.json",
-      R"({"bos_token": "<B>", "chat_template": [{"name": "default", "template": "{{ bos_token }}D{{ eos_token }}"}]})");
+  folder.write("tokenizer_config.json",
+               R"({"bos_token": "<B>",
+                   "chat_template": [{"name": "default",
+                                      "template": "{{ bos_token }}D{{ eos_token }}"}]})");
   EXPECT_EQ(load().render({}, true), "<B>D</s>");
   folder.write("chat_template.jinja", "J{{ bos_token }}");
   EXPECT_EQ(load().render({}, true), "J<B>");

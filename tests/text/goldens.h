@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "base/file.h"
 #include "text/bpe_json.h"
 #include "text/tokenizer.h"

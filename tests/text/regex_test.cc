@@ -35,6 +35,7 @@ TEST(Regex, WordsHaveMarksAndClassesAreUnicode) {
   EXPECT_EQ(matches(Regex(R"(\W)"), "a b"), Strings{" "});
   EXPECT_EQ(matches(Regex(R"(\p{N}{1,3})"), "12345\u0663"), (Strings{"123", "45\u0663"}));
   EXPECT_EQ(matches(Regex(R"((?i:'S|'ll))"), "It's we'LL"), (Strings{"'s", "'LL"}));
+  EXPECT_EQ(matches(Regex(R"([\u00e9\x{20}]+)"), "a\u00E9 b"), Strings{"\u00E9 "});
   EXPECT_EQ(matches(Regex(R"(\p{Han}+)"), "a\u6570\u636E\u3001b"), Strings{"\u6570\u636E"});
 }
 

@@ -31,7 +31,9 @@ Result streamed(StopStrings stops, const std::string& text, const std::vector<st
   std::size_t begin = 0;
   for (std::size_t cut : cuts) {
     auto [part, stop] = stops.push(std::string_view(text).substr(begin, cut - begin));
-    if (result.stop) EXPECT_TRUE(part.empty() && stop == result.stop);
+    if (result.stop) {
+      EXPECT_TRUE(part.empty() && stop == result.stop);
+    }
     result.text += part;
     result.stop = stop;
     begin = cut;
@@ -98,7 +100,9 @@ TEST(StopStrings, EqualsTheContractWhereverTheTextIsCut) {
     const Result got = streamed(StopStrings(stops), text, cuts);
     ASSERT_EQ(got.text, want.text) << text;
     ASSERT_EQ(got.stop.has_value(), want.stop.has_value()) << text;
-    if (want.stop) ASSERT_EQ(stops[*got.stop], stops[*want.stop]) << text;  // there may be twins
+    if (want.stop) {
+      ASSERT_EQ(stops[*got.stop], stops[*want.stop]) << text;  // there may be twins
+    }
   }
 }
 

@@ -66,7 +66,8 @@ TEST(TokenizerConfig, NamesTheKeyThatIsWrong) {
 TEST(TokenizerConfig, ReadsAll) {
   const auto config = parse_tokenizer_config(
       R"({"bos_token": null, "eos_token": "</s>", "add_eos_token": true,
-          "chat_template": [{"name": "default", "template": "D"}, {"name": "rag", "template": "R"}]})",
+          "chat_template": [{"name": "default", "template": "D"},
+                            {"name": "rag", "template": "R"}]})",
       "C.json");
   EXPECT_EQ(config.bos_token, std::nullopt);
   EXPECT_EQ(config.eos_token, "</s>");

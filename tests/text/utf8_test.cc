@@ -24,7 +24,8 @@ std::string repaired(InvalidUtf8 rule, std::string_view bytes, std::size_t cut) 
 }
 
 TEST(Utf8, InvalidBytesAreReplacedAsByPython) {
-  for (const auto& item : goldens().at("invalid_utf8")) {
+  const auto all = goldens();
+  for (const auto& item : all.at("invalid_utf8")) {
     const std::string bytes = from_hex(item.at("hex"));
     EXPECT_FALSE(is_utf8(bytes)) << item;
     EXPECT_EQ(replace_invalid_utf8(bytes), item.at("text")) << item;
@@ -33,7 +34,8 @@ TEST(Utf8, InvalidBytesAreReplacedAsByPython) {
 }
 
 TEST(Utf8, RepairDoesNotDependOnWhereItIsCut) {
-  for (const auto& item : goldens().at("invalid_utf8")) {
+  const auto all = goldens();
+  for (const auto& item : all.at("invalid_utf8")) {
     const std::string bytes = from_hex(item.at("hex")) + "x\xE2\x82\xAC";
     for (InvalidUtf8 rule : {InvalidUtf8::per_sequence, InvalidUtf8::per_byte}) {
       const std::string whole = repaired(rule, bytes, bytes.size());
