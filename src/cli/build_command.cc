@@ -74,30 +74,41 @@ void BuildFlags::add(CLI::App& app) {
       ->capture_default_str();
 
   const char* ranks = "Ranks";
-  app.add_option("--world_size", world_size, "must be tp_size x pp_size; default: that")->group(ranks);
-  app.add_option("--tp_size", mapping.tp, "tensor-parallel ranks")->capture_default_str()->group(ranks);
+  app.add_option("--world_size", world_size, "must be tp_size x pp_size; default: that")
+      ->group(ranks);
+  app.add_option("--tp_size", mapping.tp, "tensor-parallel ranks")
+      ->capture_default_str()
+      ->group(ranks);
   app.add_option("--pp_size", mapping.pp, "pipeline stages")->capture_default_str()->group(ranks);
   app.add_option("--moe_tp_size", moe_tp, "ranks that split each expert; -1: all of tp")
       ->capture_default_str()
       ->group(ranks);
-  app.add_option("--moe_ep_size", moe_ep, "groups that hold different experts; -1: tp / moe_tp_size")
+  app.add_option("--moe_ep_size", moe_ep,
+                 "groups that hold different experts; -1: tp / moe_tp_size")
       ->capture_default_str()
       ->group(ranks);
   app.add_flag("--use_parallel_embedding", parallel_embedding, "split the embedding table over tp")
       ->group(ranks);
-  app.add_option("--embedding_sharding_dim", embedding_sharding_dim, "0: by vocabulary, 1: by hidden")
+  app.add_option("--embedding_sharding_dim", embedding_sharding_dim,
+                 "0: by vocabulary, 1: by hidden")
       ->capture_default_str()
       ->group(ranks);
   app.add_flag("--parallel_build", parallel_build, "build all ranks side by side")->group(ranks);
-  app.add_option("--workers", workers, "ranks built side by side")->capture_default_str()->group(ranks);
+  app.add_option("--workers", workers, "ranks built side by side")
+      ->capture_default_str()
+      ->group(ranks);
 
   const char* limit = "Limits, kept in config.json";
   app.add_option("--max_batch_size", limits.max_batch_size, "requests in one step")
       ->capture_default_str()
       ->group(limit);
-  app.add_option("--max_input_len", max_input_len, "tokens; default: the model's context")->group(limit);
-  app.add_option("--max_output_len", max_output_len, "tokens; default: the model's context")->group(limit);
-  app.add_option("--max_beam_width", limits.max_beam_width, "")->capture_default_str()->group(limit);
+  app.add_option("--max_input_len", max_input_len, "tokens; default: the model's context")
+      ->group(limit);
+  app.add_option("--max_output_len", max_output_len, "tokens; default: the model's context")
+      ->group(limit);
+  app.add_option("--max_beam_width", limits.max_beam_width, "")
+      ->capture_default_str()
+      ->group(limit);
   app.add_option("--max_num_tokens", limits.max_num_tokens, "tokens of one step")
       ->capture_default_str()
       ->group(limit);
@@ -121,7 +132,8 @@ void BuildFlags::add(CLI::App& app) {
 
 void BuildFlags::add_shape(CLI::App& app) {
   const char* shape = "Shape of a dummy engine (default: LLaMA-7B)";
-  app.add_option("--preset", preset, "mixtral-8x7b, mixtral-8x22b or llama-7b; flags override parts")
+  app.add_option("--preset", preset,
+                 "mixtral-8x7b, mixtral-8x22b or llama-7b; flags override parts")
       ->group(shape);
   app.add_option("--vocab_size", vocab, "")->group(shape);
   app.add_option("--n_layer", layers, "")->group(shape);
@@ -137,9 +149,12 @@ void BuildFlags::add_shape(CLI::App& app) {
 }
 
 void BuildFlags::add_recorded(CLI::App& app) {
-  const char* group = "Accepted, recorded, changing nothing: Ostro always packs, pages, fuses and streams";
+  const char* group =
+      "Accepted, recorded, changing nothing: Ostro always packs, pages, fuses and streams";
   app.add_flag("--use_inflight_batching", inflight_batching, "")->group(group);
-  app.add_option("--use_gpt_attention_plugin", attention_plugin, "[dtype]")->expected(0, 1)->group(group);
+  app.add_option("--use_gpt_attention_plugin", attention_plugin, "[dtype]")
+      ->expected(0, 1)
+      ->group(group);
   app.add_flag("--remove_input_padding", remove_padding, "")->group(group);
   app.add_flag("--paged_kv_cache", paged_kv, "")->group(group);
   app.add_flag("--enable_context_fmha", context_fmha, "")->group(group);
@@ -178,12 +193,12 @@ void BuildFlags::refuse_what_is_not_built() const {
       {"--per_channel", per_channel},
       {"--per_token", per_token}};
   for (const auto& [flag, given] : refused)
-    OSTRO_SUPPORTED(!given, flag, " is not built yet: weights and KV cache are float32, float16 or ",
-                    "bfloat16");
+    OSTRO_SUPPORTED(!given, flag,
+                    " is not built yet: weights and KV cache are float32, float16 or ", "bfloat16");
   OSTRO_SUPPORTED(limits.max_beam_width == 1, "--max_beam_width ", limits.max_beam_width,
                   ": beam search is not built yet; there is: 1");
-  OSTRO_REQUIRE(target == "neutral" || target == "cpu" || target == "cuda", "--target is \"", target,
-                "\"; it must be neutral, cpu or cuda");
+  OSTRO_REQUIRE(target == "neutral" || target == "cpu" || target == "cuda", "--target is \"",
+                target, "\"; it must be neutral, cpu or cuda");
   OSTRO_SUPPORTED(!hidden_act || *hidden_act == "silu", "--hidden_act ", *hidden_act,
                   " is not built; there is: silu");
 }
@@ -229,8 +244,8 @@ void BuildFlags::apply_rotary(ModelConfig& m) const {
                   type, " is not built; there are: linear dynamic llama3");
   char* end = nullptr;
   rope.factor = std::strtod(rotary_scaling[1].c_str(), &end);
-  OSTRO_REQUIRE(*end == '\0' && rope.factor >= 1, "--rotary_scaling ", type, ' ',
-                rotary_scaling[1], ": the factor must be a number, 1 or more");
+  OSTRO_REQUIRE(*end == '\0' && rope.factor >= 1, "--rotary_scaling ", type, ' ', rotary_scaling[1],
+                ": the factor must be a number, 1 or more");
   rope.original_context = m.context;
   rope.type = model::RopeScaling::Type::linear;
   if (type == "dynamic") rope.type = model::RopeScaling::Type::dynamic;
@@ -284,8 +299,9 @@ EngineConfig engine_config(const BuildFlags& flags, const checkpoint::Checkpoint
   EngineConfig e;
   e.model = source ? builder::model_of(*source) : flags.dummy_model();
   const bool weights = source && source->has_weights();
-  OSTRO_REQUIRE(!weights || !flags.shapes_given(), flags.model_dir,
-                " has weights: --preset and the shape flags (--n_layer, ...) are for dummy engines");
+  OSTRO_REQUIRE(
+      !weights || !flags.shapes_given(), flags.model_dir,
+      " has weights: --preset and the shape flags (--n_layer, ...) are for dummy engines");
   flags.apply_shape(e.model);
   flags.apply_rotary(e.model);
   OSTRO_REQUIRE(flags.renorm_mode == "RENORMALIZE" || flags.renorm_mode == "1" ||

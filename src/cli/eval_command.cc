@@ -43,6 +43,7 @@ std::vector<std::int32_t> ids_of(const std::string& line, const std::string& whe
   const json parsed = parse_json(line, where);
   const JsonObject o(parsed, where);
   if (!o.has("input_ids")) {
+    OSTRO_REQUIRE(o.has("text"), where, " has neither \"text\" nor \"input_ids\"");
     OSTRO_REQUIRE(tokenizer, where, " is text: give --tokenizer_dir");
     return tokenizer->encode(o.string("text"));
   }
@@ -50,7 +51,8 @@ std::vector<std::int32_t> ids_of(const std::string& line, const std::string& whe
   const json& list = o.at("input_ids");
   OSTRO_REQUIRE(list.is_array(), where, ": \"input_ids\" is ", shown(list), "; it must be a list");
   for (const json& id : list) {
-    OSTRO_REQUIRE(id.is_number_integer(), where, ": \"input_ids\" holds ", shown(id));
+    OSTRO_REQUIRE(id.is_number_integer() && 0 <= id && id <= INT32_MAX, where,
+                  ": \"input_ids\" holds ", shown(id), ", which is no token id");
     ids.push_back(id.get<std::int32_t>());
   }
   return ids;
@@ -112,13 +114,15 @@ void score(const EvalFlags& flags, std::vector<std::vector<std::int32_t>> docume
 }  // namespace
 
 int eval_command(const Arguments& args) {
-  OSTRO_REQUIRE(!args.empty() && (args[0] == "perplexity" || args[0] == "--help" || args[0] == "-h"),
-                "ostro eval needs what to measure; there is: perplexity");
+  OSTRO_REQUIRE(
+      !args.empty() && (args[0] == "perplexity" || args[0] == "--help" || args[0] == "-h"),
+      "ostro eval needs what to measure; there is: perplexity");
   CLI::App app("Scores texts: the mean negative log-likelihood of every token after the first.",
                "eval perplexity");
   EvalFlags flags;
   flags.add(app);
-  if (!parse(app, args[0] == "perplexity" ? Arguments(args.begin() + 1, args.end()) : args)) return 0;
+  if (!parse(app, args[0] == "perplexity" ? Arguments(args.begin() + 1, args.end()) : args))
+    return 0;
 
   std::vector<std::vector<std::int32_t>> documents;
   if (prints()) {

@@ -71,8 +71,8 @@ bool parse(CLI::App& app, std::vector<std::string> args) {
   const std::string word = extra[0].substr(0, extra[0].find('='));
   const std::string guess = flag ? nearest(word, flag_names(app)) : "";
   OSTRO_THROW(InvalidArgument, "ostro ", app.get_name(), " has no ", flag ? "flag " : "argument ",
-              word, guess.empty() ? "" : "; the nearest is ", guess, "; see ostro ",
-              app.get_name(), " --help");
+              word, guess.empty() ? "" : "; the nearest is ", guess, "; see ostro ", app.get_name(),
+              " --help");
 }
 
 void LogFlag::add(CLI::App& app, const char* fallback) {

@@ -1,5 +1,5 @@
-// Command-line parsing on CLI11, with the two habits of this program: --a-b is --a_b, and an unknown
-// flag or value is answered with the nearest known one.
+// Command-line parsing on CLI11, with the two habits of this program: --a-b is --a_b, and an
+// unknown flag or value is answered with the nearest known one.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -14,7 +14,6 @@
 namespace ostro::cli {
 namespace {
 
-
 // One line of the summary: a name of fixed width and its value.
 template <class... Args>
 void line(const char* what, const Args&... value) {
@@ -81,8 +80,8 @@ int inspect_command(const Arguments& args) {
   if (!parse(app, args)) return 0;
 
   const checkpoint::EngineReader engine(engine_dir);
-  const model::EngineConfig config = model::parse_engine_config(
-      engine.config_text(), (engine.dir() / "config.json").string());
+  const model::EngineConfig config =
+      model::parse_engine_config(engine.config_text(), (engine.dir() / "config.json").string());
   if (as_json) {
     std::cout << parse_json(engine.config_text(), "config.json").dump(2) << '\n';
   } else {

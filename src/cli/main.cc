@@ -15,16 +15,20 @@ struct Command {
 };
 
 constexpr Command kCommands[] = {
-    {"build", "turn a Hugging Face or Meta checkpoint, or dummy weights, into an engine", build_command},
+    {"build", "turn a Hugging Face or Meta checkpoint, or dummy weights, into an engine",
+     build_command},
     {"run", "generate text with an engine", run_command},
+    {"bench", "measure latency, and each kernel against this machine's ceilings", bench_command},
     {"eval", "score texts: perplexity", eval_command},
     {"inspect", "show an engine's configuration and tensors, or verify its files", inspect_command},
 };
 
 void print_help() {
-  std::cout << "Ostro builds and runs Mixtral and LLaMA models.\n\nusage: ostro COMMAND [FLAGS]\n\n";
+  std::cout
+      << "Ostro builds and runs Mixtral and LLaMA models.\n\nusage: ostro COMMAND [FLAGS]\n\ncommands:\n";
   for (const Command& c : kCommands) std::printf("  %-8s  %s\n", c.name, c.summary);
-  std::cout << "\n`ostro COMMAND --help` lists the flags of a command, `ostro --version` the version.\n";
+  std::cout
+      << "\n`ostro COMMAND --help` lists the flags of a command, `ostro --version` the version.\n";
 }
 
 int dispatch(Arguments args) {

@@ -62,8 +62,7 @@ std::vector<std::vector<std::int32_t>> encode(const PromptFlags& flags,
     return prompts;
   }
   for (const std::string& t : texts)
-    prompts.push_back(
-        tokenizer->encode(t, {.add_special_tokens = !flags.no_add_special_tokens}));
+    prompts.push_back(tokenizer->encode(t, {.add_special_tokens = !flags.no_add_special_tokens}));
   return prompts;
 }
 
@@ -93,8 +92,10 @@ std::vector<std::vector<std::int32_t>> read_prompts(const PromptFlags& flags,
     std::vector<std::int32_t>& ids = prompts[i];
     OSTRO_REQUIRE(!ids.empty(), "prompt ", i, " is empty");
     if (most == 0 || ids.size() <= most) continue;
-    std::fprintf(stderr, "ostro: prompt %zu has %zu tokens; its first %zu are cut (--max_input_length %zu)\n",
-                 i, ids.size(), ids.size() - most, most);
+    std::fprintf(
+        stderr,
+        "ostro: prompt %zu has %zu tokens; its first %zu are cut (--max_input_length %zu)\n", i,
+        ids.size(), ids.size() - most, most);
     ids.erase(ids.begin(), ids.end() - std::ptrdiff_t(most));
   }
   return prompts;

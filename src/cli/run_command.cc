@@ -56,12 +56,14 @@ void RunFlags::add(CLI::App& app) {
   app.add_option("--input_file", prompts.input_file,
                  "prompts from a .txt (one a line), .csv or .npy (token ids, one a row)")
       ->group(in);
-  app.add_option("--max_input_length", prompts.max_input_length,
-                 "cut longer prompts from the left; default: a prompt beyond the context is an error")
+  app.add_option(
+         "--max_input_length", prompts.max_input_length,
+         "cut longer prompts from the left; default: a prompt beyond the context is an error")
       ->group(in);
   app.add_flag("--no_add_special_tokens", prompts.no_add_special_tokens, "no bos before a text")
       ->group(in);
-  app.add_flag("--chat", prompts.chat, "put each text into the checkpoint's chat template")->group(in);
+  app.add_flag("--chat", prompts.chat, "put each text into the checkpoint's chat template")
+      ->group(in);
 
   const char* choose = "Sampling";
   app.add_option("--temperature", sampling.temperature, "divides the logits")
@@ -70,16 +72,19 @@ void RunFlags::add(CLI::App& app) {
   app.add_option("--top_k", sampling.top_k, "keep the k most likely tokens; 1: greedy, 0: all")
       ->capture_default_str()
       ->group(choose);
-  app.add_option("--top_p", sampling.top_p, "keep the fewest tokens that reach this probability; 0: all")
+  app.add_option("--top_p", sampling.top_p,
+                 "keep the fewest tokens that reach this probability; 0: all")
       ->capture_default_str()
       ->group(choose);
-  app.add_option("--min_p", sampling.min_p, "keep tokens of at least this times the best probability")
+  app.add_option("--min_p", sampling.min_p,
+                 "keep tokens of at least this times the best probability")
       ->capture_default_str()
       ->group(choose);
   app.add_option("--random_seed", sampling.seed, "the same seed gives the same tokens")
       ->capture_default_str()
       ->group(choose);
-  app.add_option("--end_id", end_id, "token that ends a sequence; -1: none; default: the model's eos");
+  app.add_option("--end_id", end_id,
+                 "token that ends a sequence; -1: none; default: the model's eos");
   app.add_option("--stop_words", stop_words, "texts that end a sequence; they are not printed");
 
   const char* out = "Output";
@@ -100,26 +105,35 @@ void RunFlags::add(CLI::App& app) {
                  "float32 [sequences, steps]: log-probability of each generated token, before "
                  "temperature and truncation, padded with 0")
       ->group(out);
-  app.add_option("--output_cum_log_probs_npy", cum_log_probs_npy,
-                 "float32 [sequences]: their sums")
+  app.add_option("--output_cum_log_probs_npy", cum_log_probs_npy, "float32 [sequences]: their sums")
       ->group(out);
   app.add_flag("--run_profiling", profiling, "print tokens/s, time to first token, time per token")
       ->group(out);
 
   const char* cache = "KV cache";
-  app.add_flag("--kv_cache_enable_block_reuse", block_reuse, "not built yet: accepted, changes nothing")->group(cache);
+  app.add_flag("--kv_cache_enable_block_reuse", block_reuse,
+               "not built yet: accepted, changes nothing")
+      ->group(cache);
   app.add_flag("--enable_chunked_context", chunked_context, kAlways)->group(cache);
 
   const char* later = "Not built yet (only the default is accepted)";
   app.add_option("--num_beams", num_beams, "")->capture_default_str()->group(later);
-  app.add_option("--num_return_sequences", num_return_sequences, "")->capture_default_str()->group(later);
-  app.add_option("--repetition_penalty", repetition_penalty, "")->capture_default_str()->group(later);
+  app.add_option("--num_return_sequences", num_return_sequences, "")
+      ->capture_default_str()
+      ->group(later);
+  app.add_option("--repetition_penalty", repetition_penalty, "")
+      ->capture_default_str()
+      ->group(later);
   app.add_option("--presence_penalty", presence_penalty, "")->capture_default_str()->group(later);
   app.add_option("--frequency_penalty", frequency_penalty, "")->capture_default_str()->group(later);
   app.add_option("--length_penalty", length_penalty, "")->capture_default_str()->group(later);
   app.add_option("--early_stopping", early_stopping, "")->capture_default_str()->group(later);
-  app.add_option("--beam_search_diversity_rate", diversity_rate, "")->capture_default_str()->group(later);
-  app.add_option("--no_repeat_ngram_size", no_repeat_ngram_size, "")->capture_default_str()->group(later);
+  app.add_option("--beam_search_diversity_rate", diversity_rate, "")
+      ->capture_default_str()
+      ->group(later);
+  app.add_option("--no_repeat_ngram_size", no_repeat_ngram_size, "")
+      ->capture_default_str()
+      ->group(later);
   app.add_option("--bad_words", bad_words, "")->group(later);
 }
 
@@ -162,8 +176,12 @@ class Run {
  public:
   Run(const RunFlags& flags, const std::vector<std::vector<std::int32_t>>& prompts,
       const txt::Tokenizer* tokenizer, Session& session)
-      : flags_(flags), prompts_(prompts), tokenizer_(tokenizer), session_(session),
-        engine_(session.rank, session.config.model), sequences_(prompts.size()) {}
+      : flags_(flags),
+        prompts_(prompts),
+        tokenizer_(tokenizer),
+        session_(session),
+        engine_(session.rank, session.config.model),
+        sequences_(prompts.size()) {}
 
   void operator()() {
     submit();
@@ -187,7 +205,10 @@ class Run {
     if (flags_.end_id == -2) {
       end_ids.assign(model.eos.begin(), model.eos.end());
       if (tokenizer_ && end_ids.empty() && tokenizer_->eos_id()) end_ids = {*tokenizer_->eos_id()};
-    } else if (flags_.end_id >= 0) {
+    } else if (flags_.end_id != -1) {
+      OSTRO_REQUIRE(flags_.end_id >= 0 && flags_.end_id < model.vocab, "--end_id is ",
+                    flags_.end_id, "; the vocabulary has ids 0 to ", model.vocab - 1,
+                    ", and -1 is none");
       end_ids = {std::int32_t(flags_.end_id)};
     }
     const bool context_logits = !flags_.context_logits_npy.empty();
@@ -208,7 +229,8 @@ class Run {
     }
     for (std::size_t i = 0; i < prompts_.size(); ++i) {
       if (tokenizer_)
-        std::printf("Input [Text %zu]: \"%s\"\n", i, tokenizer_->decode(prompts_[i], false).c_str());
+        std::printf("Input [Text %zu]: \"%s\"\n", i,
+                    tokenizer_->decode(prompts_[i], false).c_str());
       else
         std::printf("Input [Text %zu]: %s\n", i, joined(prompts_[i], " ").c_str());
       if (streams_text()) std::printf("Output [Text 0 Beam 0]: \"");
@@ -293,18 +315,21 @@ class Run {
     }
     if (!flags_.output_npy.empty())
       write_npy(flags_.output_npy,
-                table<std::int32_t>(longest, -1, [](auto& s) -> auto& { return s.ids; }),
+                table<std::int32_t>(
+                    longest, -1, [](auto& s) -> auto& { return s.ids; }),
                 {rows, std::int64_t(longest)});
     if (!flags_.logits_npy.empty())
       write_npy(flags_.logits_npy,
-                table<float>(steps * std::size_t(vocab), 0, [](auto& s) -> auto& { return s.logits; }),
+                table<float>(
+                    steps * std::size_t(vocab), 0, [](auto& s) -> auto& { return s.logits; }),
                 {rows, std::int64_t(steps), vocab});
     if (!flags_.context_logits_npy.empty())
       write_npy(flags_.context_logits_npy, context_logits_,
                 {std::int64_t(context_logits_.size()) / vocab, vocab});
     if (!flags_.log_probs_npy.empty())
       write_npy(flags_.log_probs_npy,
-                table<float>(steps, 0, [](auto& s) -> auto& { return s.log_probs; }),
+                table<float>(
+                    steps, 0, [](auto& s) -> auto& { return s.log_probs; }),
                 {rows, std::int64_t(steps)});
     if (!flags_.cum_log_probs_npy.empty()) {
       std::vector<float> sums;
@@ -357,6 +382,8 @@ int run_command(const Arguments& args) {
   engine::check(flags.sampling);
   OSTRO_REQUIRE(flags.max_output_len > 0, "--max_output_len is ", flags.max_output_len,
                 "; it must be at least 1");
+  OSTRO_REQUIRE(flags.prompts.max_input_length >= 0, "--max_input_length is ",
+                flags.prompts.max_input_length, "; it must be at least 1");
   OSTRO_REQUIRE(flags.streaming_interval > 0, "--streaming_interval is ", flags.streaming_interval,
                 "; it must be at least 1");
 
@@ -370,9 +397,8 @@ int run_command(const Arguments& args) {
     prompts = read_prompts(flags.prompts, tokenizer.get());
   }
   const std::int64_t logit_rows = flags.context_logits_npy.empty() ? 0 : 512;
-  return run_on_ranks(flags.runtime, logit_rows, [&](Session& session) {
-    Run(flags, prompts, tokenizer.get(), session)();
-  });
+  return run_on_ranks(flags.runtime, logit_rows,
+                      [&](Session& session) { Run(flags, prompts, tokenizer.get(), session)(); });
 }
 
 }  // namespace ostro::cli

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <cstdio>
+#include <cstring>
 #include <new>
 
 #include "backends/cpu/backend.h"
@@ -15,9 +16,29 @@ namespace {
 
 std::string command_line;
 
-int usable_cores() {
-  cpu_set_t set;
-  return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+// The cores that this rank may use: its share of the process's. mpirun binds each of two ranks to
+// one core of however many there are, so there the binding is widened to the rank's share of the
+// host first.
+int cores_of_rank(const comm::World& world) {
+  cpu_set_t all;
+  const int here = world.ranks_on_this_host();
+  if (here == 1 || !comm::mpi_launch()) {
+    if (::sched_getaffinity(0, sizeof(all), &all) != 0) return 1;
+    return std::max(1, CPU_COUNT(&all) / here);
+  }
+  std::memset(&all, 0xff, sizeof(all));  // the kernel keeps those that the process is allowed
+  if (::sched_setaffinity(0, sizeof(all), &all) != 0 ||
+      ::sched_getaffinity(0, sizeof(all), &all) != 0)
+    return 1;
+  const Range share = part_of(CPU_COUNT(&all), world.rank_on_this_host(), here);
+  if (share.size() == 0) return 1;
+  cpu_set_t mine;
+  CPU_ZERO(&mine);
+  std::int64_t index = 0;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(cpu, &all) && share.contains(index++)) CPU_SET(cpu, &mine);
+  ::sched_setaffinity(0, sizeof(mine), &mine);
+  return int(share.size());
 }
 
 // The engine's mapping, or the one that --tp_size and --pp_size ask for: any engine loads on any.
@@ -40,10 +61,27 @@ void check_device(const std::string& device) {
   OSTRO_SUPPORTED(device != "cuda", "this build has no CUDA backend; it has: cpu");
 }
 
+// 0 stands for what is not given.
+void check_sizes(const RuntimeFlags& flags) {
+  const std::pair<const char*, std::int64_t> sizes[] = {
+      {"--tp_size", flags.tp_size},
+      {"--pp_size", flags.pp_size},
+      {"--threads", flags.threads},
+      {"--max_batch_size", flags.max_batch_size},
+      {"--max_num_tokens", flags.max_num_tokens},
+      {"--max_tokens_in_paged_kv_cache", flags.kv_tokens}};
+  for (const auto& [flag, value] : sizes)
+    OSTRO_REQUIRE(value >= 0, flag, " is ", value, "; it must be at least 1");
+  OSTRO_REQUIRE(flags.kv_fraction >= 0 && flags.kv_fraction <= 1,
+                "--kv_cache_free_gpu_memory_fraction is ", flags.kv_fraction,
+                "; it must be in (0, 1]");
+}
+
 std::unique_ptr<comm::World> join_ranks(int wanted, const Log& log) {
   if (const auto launch = comm::mpi_launch()) {
-    OSTRO_REQUIRE(launch->ranks == wanted, "the engine needs ", wanted, " ranks, mpirun started ",
-                  launch->ranks, "; run: mpirun -n ", wanted, ' ', command_line);
+    OSTRO_REQUIRE(launch->ranks == wanted, "the engine needs ", wanted,
+                  wanted == 1 ? " rank" : " ranks", ", mpirun started ", launch->ranks,
+                  "; run: mpirun -n ", wanted, ' ', command_line);
     return join_mpi(log);
   }
   if (wanted == 1) return comm::make_single_world();
@@ -55,7 +93,8 @@ void run_rank(const RuntimeFlags& flags, std::int64_t max_logit_rows,
               const model::Mapping& mapping, comm::World& world, const Log& log,
               const std::function<void(Session&)>& lead) {
   const int here = world.ranks_on_this_host();
-  const int threads = flags.threads > 0 ? flags.threads : std::max(1, usable_cores() / here);
+  const int cores = cores_of_rank(world);
+  const int threads = flags.threads > 0 ? flags.threads : cores;
   const auto backend = cpu::make_backend({.threads = threads, .isa = "auto"});
   engine::Rank rank(engine, config, mapping, *backend, world.communicator(),
                     {.max_batch_size = flags.max_batch_size,
@@ -83,13 +122,15 @@ void RuntimeFlags::add(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--tp_size", tp_size, "tensor-parallel ranks; default: the engine's");
   app.add_option("--pp_size", pp_size, "pipeline stages; default: the engine's");
-  app.add_option("--threads", threads, "threads a rank; default: the cores of this host / its ranks");
+  app.add_option("--threads", threads,
+                 "threads a rank; default: the cores of this host / its ranks");
   app.add_option("--max_batch_size", max_batch_size,
                  "requests in one step, at most the engine's; default: that, or 256 on a CPU");
   app.add_option("--max_num_tokens", max_num_tokens,
                  "tokens of one step, at most the engine's; default: that");
-  app.add_option("--kv_cache_free_gpu_memory_fraction", kv_fraction,
-                 "part of the free memory for the KV cache; default: 0.9 of a GPU's, 0.5 of a CPU's");
+  app.add_option(
+      "--kv_cache_free_gpu_memory_fraction", kv_fraction,
+      "part of the free memory for the KV cache; default: 0.9 of a GPU's, 0.5 of a CPU's");
   app.add_option("--max_tokens_in_paged_kv_cache", kv_tokens,
                  "tokens in the KV cache; default: as many as fit");
   log.add(app, "error");
@@ -133,6 +174,7 @@ int run_on_ranks(const RuntimeFlags& flags, std::int64_t max_logit_rows,
                  const std::function<void(Session&)>& lead) {
   const Log log = flags.log.log();
   check_device(flags.device);
+  check_sizes(flags);
   const checkpoint::EngineReader engine(flags.engine_dir);
   const std::string source = (engine.dir() / "config.json").string();
   const model::EngineConfig config = model::parse_engine_config(engine.config_text(), source);

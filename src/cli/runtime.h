@@ -37,9 +37,9 @@ struct Session {
 // True in the process that prints: rank 0, or the only one.
 bool prints();
 
-// Starts the ranks that the engine asks for (those of mpirun, or its own), loads the engine on each,
-// and calls `lead` on rank 0 while the others follow. `max_logit_rows` as in engine::RankOptions.
-// Returns the process's exit code; a failure of any rank is printed once.
+// Starts the ranks that the engine asks for (those of mpirun, or its own), loads the engine on
+// each, and calls `lead` on rank 0 while the others follow. `max_logit_rows` as in
+// engine::RankOptions. Returns the process's exit code; a failure of any rank is printed once.
 int run_on_ranks(const RuntimeFlags&, std::int64_t max_logit_rows,
                  const std::function<void(Session&)>& lead);
 

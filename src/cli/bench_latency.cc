@@ -1,0 +1,200 @@
+#include "cli/bench_latency.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "backends/cpu/ceilings.h"
+#include "base/clock.h"
+#include "engine/engine.h"
+
+namespace ostro::cli {
+namespace {
+
+using model::ModelConfig;
+
+// What a step of `rows` tokens must at least move and compute on all ranks together.
+struct Work {
+  double bytes = 0;  // weights read once: dense ones, and the experts that were chosen
+  double multiply_adds = 0;
+  double experts = 0;  // expected number in use in a layer
+};
+
+Work work_of(const ModelConfig& c, double rows, double logit_rows) {
+  const double qkvo = double(c.hidden) * double(c.head_dim) * double(2 * c.heads + 2 * c.kv_heads);
+  const double expert = 3.0 * double(c.hidden) * double(c.inter);
+  const double head = double(c.hidden) * double(c.vocab);
+  const double top_k = c.experts > 0 ? double(c.top_k) : 1;
+  const double all = double(c.feed_forwards());
+  Work w;
+  // Uniform routing: an expert stays idle if none of the rows chooses it.
+  w.experts = all * (1 - std::pow(1 - top_k / all, rows));
+  w.bytes = double(size_of(c.dtype)) *
+            (double(c.layers) * (qkvo + w.experts * expert) + (logit_rows > 0 ? head : 0));
+  w.multiply_adds = rows * double(c.layers) * (qkvo + top_k * expert) + logit_rows * head;
+  return w;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// Runs requests to their end; tells the seconds of each step and how many tokens it gave.
+class Timer {
+ public:
+  explicit Timer(Session& session)
+      : engine_(session.rank, session.config.model), rng_(1), vocab_(session.config.model.vocab) {}
+
+  void submit(std::int64_t prompt_len, std::int64_t output_len) {
+    std::vector<std::int32_t> ids;
+    for (std::int64_t i = 0; i < prompt_len; ++i)
+      ids.push_back(std::int32_t(rng_() % std::uint64_t(vocab_)));
+    engine_.submit({.prompt = std::move(ids),
+                    .max_new_tokens = output_len,
+                    .sampling = {},
+                    .end_ids = {},
+                    .logits = false,
+                    .prompt_logits = false,
+                    .prompt_log_probs = false});
+  }
+
+  // Seconds until every request of the batch had a token, and of each step after that.
+  struct Times {
+    double first = 0;
+    std::vector<double> steps;
+  };
+  Times run(std::size_t requests) {
+    Times times;
+    std::size_t started = 0;
+    const Stopwatch whole;
+    while (!engine_.idle()) {
+      const Stopwatch watch;
+      const std::size_t tokens = engine_.step().size();
+      if (started < requests) {
+        started += tokens;
+        times.first = whole.seconds();
+      } else {
+        times.steps.push_back(watch.seconds());
+      }
+    }
+    return times;
+  }
+
+ private:
+  engine::Engine engine_;
+  std::mt19937_64 rng_;
+  std::int64_t vocab_;
+};
+
+// One row of the table: what was timed and what bounds it.
+struct Row {
+  std::string what;
+  double seconds = 0;
+  double tokens = 0;
+  Work work;
+
+  double bound_seconds(const cpu::Ceilings& c, DType dtype) const {
+    const double rate = dtype == DType::bf16 ? c.bf16_multiply_adds : c.f32_multiply_adds;
+    return std::max(work.bytes / c.read_bytes, work.multiply_adds / rate);
+  }
+};
+
+void print(const std::vector<Row>& rows, const cpu::Ceilings& c, const Session& session) {
+  const DType dtype = session.config.model.dtype;
+  std::printf("%s; ceilings measured now: read %.1f GB/s, bf16 %.0f GFLOP/s, f32 %.0f GFLOP/s\n",
+              session.backend.description().c_str(), c.read_bytes / 1e9,
+              2e-9 * c.bf16_multiply_adds, 2e-9 * c.f32_multiply_adds);
+  std::printf("%-22s %10s %12s %9s %10s %9s %8s\n", "", "ms", "tokens/s", "GB/s", "GFLOP/s",
+              "of limit", "experts");
+  for (const Row& r : rows)
+    std::printf("%-22s %10.3f %12.1f %9.1f %10.1f %7.0f %% %8.2f\n", r.what.c_str(),
+                r.seconds * 1e3, r.tokens / r.seconds, r.work.bytes / r.seconds / 1e9,
+                2e-9 * r.work.multiply_adds / r.seconds,
+                100 * r.bound_seconds(c, dtype) / r.seconds, r.work.experts);
+  std::printf(
+      "of limit: the slower of reading the weights and multiplying, at those ceilings, over "
+      "the time;\nexperts: in use in a layer, expected of random routing; medians\n");
+}
+
+void print_json(const std::vector<Row>& rows, const cpu::Ceilings& c, const Session& session) {
+  nlohmann::json out = {{"device", session.backend.description()},
+                        {"read_bytes_per_s", c.read_bytes},
+                        {"bf16_flop_per_s", 2 * c.bf16_multiply_adds},
+                        {"f32_flop_per_s", 2 * c.f32_multiply_adds},
+                        {"rows", nlohmann::json::array()}};
+  for (const Row& r : rows)
+    out["rows"].push_back(
+        {{"what", r.what},
+         {"seconds", r.seconds},
+         {"tokens_per_s", r.tokens / r.seconds},
+         {"of_limit", r.bound_seconds(c, session.config.model.dtype) / r.seconds}});
+  std::printf("%s\n", out.dump(2).c_str());
+}
+
+void measure(const LatencyFlags& flags, Session& session) {
+  const ModelConfig& config = session.config.model;
+  Timer timer(session);
+  timer.submit(8, 4);  // warms caches, workspaces and clocks
+  timer.run(1);
+
+  std::vector<Row> rows;
+  for (std::int64_t input : flags.input_lens) {
+    std::vector<double> seconds;
+    for (int i = 0; i < flags.repetitions; ++i) {
+      timer.submit(input, 1);
+      seconds.push_back(timer.run(1).first);
+    }
+    rows.push_back({text("prefill ", input), median(seconds), double(input),
+                    work_of(config, double(input), 1)});
+  }
+  for (std::int64_t batch : flags.batch_sizes) {
+    std::vector<double> seconds;
+    for (int i = 0; i < flags.repetitions; ++i) {
+      for (std::int64_t r = 0; r < batch; ++r) timer.submit(flags.prompt_len, flags.output_len);
+      // A repetition counts by its mean, so that the steps' differing experts are all in it.
+      const std::vector<double> steps = timer.run(std::size_t(batch)).steps;
+      double sum = 0;
+      for (double s : steps) sum += s;
+      seconds.push_back(sum / double(steps.size()));
+    }
+    rows.push_back({text("decode batch ", batch), median(seconds), double(batch),
+                    work_of(config, double(batch), double(batch))});
+  }
+  const cpu::Ceilings ceilings = cpu::measure_ceilings({.threads = flags.runtime.threads});
+  flags.json ? print_json(rows, ceilings, session) : print(rows, ceilings, session);
+}
+
+}  // namespace
+
+void LatencyFlags::add(CLI::App& app) {
+  runtime.add(app);
+  app.add_option("--input_len", input_lens, "prompt lengths whose prefill is timed")
+      ->delimiter(',')
+      ->capture_default_str();
+  app.add_option("--batch_size", batch_sizes, "requests decoded at once")
+      ->delimiter(',')
+      ->capture_default_str();
+  app.add_option("--prompt_len", prompt_len, "tokens of each request before decoding is timed")
+      ->capture_default_str();
+  app.add_option("--output_len", output_len, "tokens that each request decodes")
+      ->capture_default_str();
+  app.add_option("--repetitions", repetitions, "the median of so many counts")
+      ->capture_default_str();
+  app.add_flag("--json", json, "print one JSON object");
+}
+
+int bench_latency(const LatencyFlags& flags) {
+  OSTRO_REQUIRE(flags.repetitions > 0 && flags.output_len > 1 && flags.prompt_len > 0,
+                "--repetitions is ", flags.repetitions, ", --output_len ", flags.output_len,
+                ", --prompt_len ", flags.prompt_len, "; at least 1, 2 and 1 are needed");
+  for (std::int64_t n : flags.input_lens)
+    OSTRO_REQUIRE(n > 0, "--input_len has ", n, "; it must be at least 1");
+  for (std::int64_t n : flags.batch_sizes)
+    OSTRO_REQUIRE(n > 0, "--batch_size has ", n, "; it must be at least 1");
+  return run_on_ranks(flags.runtime, 0, [&](Session& session) { measure(flags, session); });
+}
+
+}  // namespace ostro::cli
