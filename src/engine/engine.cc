@@ -19,33 +19,108 @@ std::span<const float> row_of(const View& logits, std::int64_t r) {
   return {logits.row<const float>(r), std::size_t(logits.cols)};
 }
 
+// The sequence length that dynamic rotary scaling is fixed for.
+std::int64_t rope_tokens(std::int64_t prompt_tokens, std::int64_t max_new_tokens) {
+  return prompt_tokens + std::max<std::int64_t>(max_new_tokens, 0);
+}
+
 }  // namespace
 
-Engine::Engine(Rank& rank, const model::ModelConfig& config)
+Engine::Engine(Rank& rank, const model::ModelConfig& config, const EngineOptions& options)
     : rank_(rank),
       config_(config),
       pool_(rank.limits().kv_blocks),
-      scheduler_(scheduler_limits(rank, config), pool_) {}
+      scheduler_(scheduler_limits(rank, config), pool_,
+                 {.capacity = options.capacity, .reuse = options.block_reuse}) {}
+
+void Engine::check(const Request& request) const {
+  const auto check_ids = [&](std::span<const std::int32_t> ids, const char* what) {
+    for (std::size_t i = 0; i < ids.size(); ++i)
+      OSTRO_REQUIRE(ids[i] >= 0 && ids[i] < config_.vocab, "token ", i, " of ", what, " is ",
+                    ids[i], "; the vocabulary has ids 0 to ", config_.vocab - 1);
+  };
+  check_ids(request.prompt, "the prompt");
+  check_ids(request.end_ids, "the end ids");
+  for (const auto& stop : request.stop_sequences) {
+    OSTRO_REQUIRE(!stop.empty(), "a stop sequence has no tokens");
+    check_ids(stop, "a stop sequence");
+  }
+  OSTRO_REQUIRE(request.max_new_tokens >= 0, request.max_new_tokens, " new tokens are asked for");
+  OSTRO_REQUIRE(request.sequences >= 1, request.sequences, " sequences are asked for");
+  OSTRO_REQUIRE(request.alternatives >= 0 && request.prompt_alternatives >= 0,
+                std::min(request.alternatives, request.prompt_alternatives),
+                " alternatives of a token are asked for");
+  engine::check(request.sampling, config_.vocab);
+  scheduler_.check(std::int64_t(request.prompt.size()), request.max_new_tokens);
+}
 
 RequestId Engine::submit(Request request) {
-  for (std::size_t i = 0; i < request.prompt.size(); ++i)
-    OSTRO_REQUIRE(request.prompt[i] >= 0 && request.prompt[i] < config_.vocab, "token ", i,
-                  " of the prompt is ", request.prompt[i], "; the vocabulary has ids 0 to ",
-                  config_.vocab - 1);
-  OSTRO_REQUIRE(request.max_new_tokens >= 0, request.max_new_tokens, " new tokens are asked for");
-  check(request.sampling);
-  const RequestId id = next_id_;
-  scheduler_.add(id, {.prompt = request.prompt,
-                      .max_new_tokens = request.max_new_tokens,
-                      .prompt_logits = request.prompt_logits || request.prompt_log_probs});
-  active_.emplace(id, Active{.request = std::move(request), .generated = 0, .log_probs_due = 1});
-  ++next_id_;
+  check(request);
+  const RequestId id = next_id_++;
+  Active active{.request = std::move(request),
+                .first = next_sequence_,
+                .output = {},
+                .open = 0,
+                .prompt_due = 1,
+                .usage = {},
+                .started = false};
+  const Request& r = active.request;
+  const auto prompt_tokens = std::int64_t(r.prompt.size());
+  active.output.resize(std::size_t(r.sequences));
+  active.open = r.sequences;
+  active.usage.prompt_tokens = prompt_tokens;
+  std::string salt = r.cache_salt;
+  // Keys that were rotated for another length are others.
+  if (config_.rope_scaling.type == model::RopeScaling::Type::dynamic)
+    salt += text('/', std::max(rope_tokens(prompt_tokens, r.max_new_tokens),
+                               config_.rope_scaling.original_context));
+  for (std::int32_t i = 0; i < r.sequences; ++i) {
+    const sched::SequenceId sequence = next_sequence_++;
+    request_of_.emplace(sequence, id);
+    scheduler_.add(sequence, {.prompt = r.prompt,
+                              .max_new_tokens = r.max_new_tokens,
+                              .prompt_logits = i == 0 && (r.prompt_logits || r.prompt_log_probs),
+                              .priority = r.priority,
+                              .user = r.user,
+                              .salt = salt});
+  }
+  active_.emplace(id, std::move(active));
   return id;
 }
 
+void Engine::end_sequence(sched::SequenceId sequence, Active& active) {
+  if (scheduler_.has_started(sequence)) {
+    const sched::Sequence& s = scheduler_.sequence(sequence);
+    active.usage.pauses += s.pauses;
+    if (sequence == active.first) active.usage.reused_tokens = s.reused;
+  }
+  scheduler_.remove(sequence);
+  request_of_.erase(sequence);
+  --active.open;
+}
+
 void Engine::cancel(RequestId id) {
-  scheduler_.remove(id);
-  active_.erase(id);
+  const auto it = active_.find(id);
+  if (it == active_.end()) return;
+  for (std::size_t i = 0; i < it->second.output.size(); ++i) {
+    const sched::SequenceId sequence = it->second.first + sched::SequenceId(i);
+    if (request_of_.contains(sequence)) end_sequence(sequence, it->second);
+  }
+  active_.erase(it);
+}
+
+Usage Engine::usage(RequestId id) const {
+  const auto it = active_.find(id);
+  if (it == active_.end()) return {};
+  Usage usage = it->second.usage;
+  for (std::size_t i = 0; i < it->second.output.size(); ++i) {
+    const sched::SequenceId sequence = it->second.first + sched::SequenceId(i);
+    if (!scheduler_.has_started(sequence)) continue;
+    const sched::Sequence& s = scheduler_.sequence(sequence);
+    usage.pauses += s.pauses;
+    if (i == 0) usage.reused_tokens = s.reused;
+  }
+  return usage;
 }
 
 model::Step Engine::assemble(const std::vector<sched::Share>& shares) const {
@@ -65,15 +140,29 @@ model::Step Engine::assemble(const std::vector<sched::Share>& shares) const {
     step.block_table.insert(step.block_table.end(), blocks.begin(), blocks.end());
     step.block_table.resize(step.context_len.size() * blocks_each, -1);
     step.rope_tokens.push_back(
-        std::int32_t(sequence.prompt_tokens + std::max<std::int64_t>(sequence.max_new_tokens, 0)));
+        std::int32_t(rope_tokens(sequence.prompt_tokens, sequence.max_new_tokens)));
     for (std::int64_t i = s.count - s.logits; i < s.count; ++i)
       step.logit_rows.push_back(std::int32_t(std::int64_t(step.ids.size()) - s.count + i));
   }
   return step;
 }
 
+void Engine::report(const std::vector<sched::Share>& shares) {
+  report_ = {};
+  report_.sequences = std::int64_t(shares.size());
+  for (const sched::Share& share : shares) {
+    const bool of_output = share.begin >= scheduler_.sequence(share.id).prompt_tokens;
+    if (!of_output) report_.prompt_tokens += share.count;
+    const RequestId id = request_of_.at(share.id);
+    Active& active = active_.at(id);
+    if (std::exchange(active.started, true)) continue;
+    report_.started.push_back(id);
+  }
+}
+
 std::vector<Event> Engine::step() {
   const std::vector<sched::Share> shares = scheduler_.next();
+  report(shares);
   if (shares.empty()) return {};
   const View logits = rank_.lead(assemble(shares));
 
@@ -83,53 +172,76 @@ std::vector<Event> Engine::step() {
     if (share.logits == 0) continue;
     const Range rows{row, row + share.logits};
     row = rows.end;
-    Active& active = active_.at(share.id);
+    const RequestId id = request_of_.at(share.id);
+    Active& active = active_.at(id);
     Event event;
-    event.id = share.id;
+    event.id = id;
+    event.sequence = std::int32_t(share.id - active.first);
     tell_prompt(share, active, logits.rows_of(rows), event);
     if (share.last_of_prompt) choose_token(share, active, row_of(logits, rows.end - 1), event);
-    const bool ended = event.finish != Finish::none;
+    if (event.has_token) ++report_.output_tokens;
+    if (event.finish != Finish::none) end_sequence(share.id, active);
+    event.last = active.open == 0;
+    event.usage = usage(id);
     events.push_back(std::move(event));
-    if (ended) cancel(share.id);
+    if (active.open == 0) active_.erase(id);
   }
   return events;
 }
 
-// Row i of a share holds the logits that follow prompt token begin + i.
+// Row i of a share's logits follows prompt token end - rows + i.
 void Engine::tell_prompt(const sched::Share& share, Active& active, View rows, Event& event) const {
   const Request& request = active.request;
-  const bool in_prompt = share.begin < std::int64_t(request.prompt.size());
-  if (!in_prompt) return;
+  if (share.id != active.first || share.begin >= std::int64_t(request.prompt.size()) ||
+      !active.output[0].empty())
+    return;
   for (std::int64_t i = 0; i < rows.rows; ++i) {
     const std::span<const float> logits = row_of(rows, i);
     if (request.prompt_logits)
       event.prompt_logits.insert(event.prompt_logits.end(), logits.begin(), logits.end());
-    if (request.prompt_log_probs && active.log_probs_due < request.prompt.size())
-      event.prompt_log_probs.push_back(log_prob(logits, request.prompt[active.log_probs_due++]));
+    if (!request.prompt_log_probs || active.prompt_due == request.prompt.size()) continue;
+    event.prompt_log_probs.push_back(log_prob(logits, request.prompt[active.prompt_due++]));
+    if (request.prompt_alternatives > 0)
+      event.prompt_alternatives.push_back(most_likely(logits, request.prompt_alternatives));
   }
 }
 
-void Engine::choose_token(const sched::Share& share, Active& active,
-                          std::span<const float> logits, Event& event) {
+void Engine::choose_token(const sched::Share& share, Active& active, std::span<const float> logits,
+                          Event& event) {
   const Request& request = active.request;
   if (request.max_new_tokens == 0) {
     event.finish = Finish::length;
     return;
   }
-  const Choice choice = sampler_.choose(logits, request.sampling, active.generated);
-  ++active.generated;
+  std::vector<std::int32_t>& output = active.output[std::size_t(event.sequence)];
+  const auto generated = std::int64_t(output.size());
+  std::span<const float> ruled = logits;
+  if (has_rules(request.sampling))
+    ruled = rules_.apply(logits, request.sampling, request.end_ids,
+                         scheduler_.sequence(share.id).tokens, request.prompt.size());
   event.has_token = true;
-  event.token = choice.token;
-  event.log_prob = choice.log_prob;
+  event.token = sampler_.token(ruled, request.sampling,
+                               sequence_seed(request.sampling.seed, event.sequence), generated);
+  output.push_back(event.token);
+  ++active.usage.output_tokens;
+  if (request.log_probs) event.log_prob = log_prob(logits, event.token);
+  if (request.alternatives > 0) event.alternatives = most_likely(logits, request.alternatives);
   if (request.logits) event.logits.assign(logits.begin(), logits.end());
-  const bool at_end = std::find(request.end_ids.begin(), request.end_ids.end(), choice.token) !=
-                      request.end_ids.end();
-  if (at_end)
+
+  const bool at_end = std::ranges::find(request.end_ids, event.token) != request.end_ids.end();
+  const std::ptrdiff_t stop = generated + 1 < request.sampling.min_tokens
+                                  ? -1
+                                  : stop_at_end(request.stop_sequences, output);
+  if (at_end) {
     event.finish = Finish::end_id;
-  else if (active.generated == request.max_new_tokens)
+  } else if (stop >= 0) {
+    event.finish = Finish::stop;
+    event.stop_index = std::size_t(stop);
+  } else if (generated + 1 == request.max_new_tokens) {
     event.finish = Finish::length;
-  else
-    scheduler_.append(share.id, choice.token);
+  } else {
+    scheduler_.append(share.id, event.token);
+  }
 }
 
 }  // namespace ostro::engine

@@ -3,12 +3,26 @@
 
 #include <map>
 
+#include "engine/logit_rules.h"
 #include "engine/rank.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
 #include "sched/scheduler.h"
 
 namespace ostro::engine {
+
+struct EngineOptions {
+  sched::Capacity capacity = sched::Capacity::guaranteed_no_evict;
+  bool block_reuse = true;  // prompts with a common beginning are computed once
+};
+
+// What the last step did.
+struct StepReport {
+  std::vector<RequestId> started;  // requests of which it computed the first token
+  std::int64_t sequences = 0;      // in the step
+  std::int64_t prompt_tokens = 0;  // rows of prompts, and of what a pause has lost
+  std::int64_t output_tokens = 0;  // tokens that were chosen
+};
 
 // Runs on rank 0 over a Rank; the other ranks follow(). Not thread-safe.
 //
@@ -18,36 +32,57 @@ namespace ostro::engine {
 //     for (const Event& event : engine.step()) ...
 class Engine {
  public:
-  Engine(Rank& rank, const model::ModelConfig& config);
+  Engine(Rank& rank, const model::ModelConfig& config, const EngineOptions& options = {});
 
   // Throws InvalidArgument for a request that can never run: a token outside the vocabulary, more
-  // tokens than the context, a sampling value out of range.
+  // tokens than the context, a sampling value out of range. May be called from any thread.
+  void check(const Request&) const;
+  // Checks, and queues the request.
   RequestId submit(Request);
   // Ends a request at once; it gets no more events. Unknown ids do nothing.
   void cancel(RequestId);
 
-  // Computes one step and tells what came of it; nothing if idle().
+  // Computes one step and tells what came of it; nothing if idle(). After a throw of anything but
+  // InvalidArgument the engine is unusable.
   std::vector<Event> step();
   bool idle() const { return scheduler_.idle(); }
 
+  // What a request has cost so far; zeros once it has ended.
+  Usage usage(RequestId) const;
+  const StepReport& report() const { return report_; }
+  const kv::BlockPool& pool() const { return pool_; }
+  std::size_t running() const { return scheduler_.running(); }  // sequences
+  std::size_t waiting() const { return scheduler_.waiting(); }
+
  private:
+  // Sequence i of a request is the scheduler's sequence `first` + i.
   struct Active {
     Request request;
-    std::int64_t generated = 0;
-    std::size_t log_probs_due = 0;  // next prompt token whose log-prob is to be told
+    sched::SequenceId first = 0;
+    std::vector<std::vector<std::int32_t>> output;  // of each sequence
+    std::int64_t open = 0;                          // sequences that have not ended
+    std::size_t prompt_due = 1;                     // next prompt token whose log-prob is told
+    Usage usage;                                    // of the sequences that have ended
+    bool started = false;
   };
 
   model::Step assemble(const std::vector<sched::Share>&) const;
   void tell_prompt(const sched::Share&, Active&, View rows, Event&) const;
   void choose_token(const sched::Share&, Active&, std::span<const float> logits, Event&);
+  void end_sequence(sched::SequenceId, Active&);
+  void report(const std::vector<sched::Share>&);
 
   Rank& rank_;
   model::ModelConfig config_;
   kv::BlockPool pool_;
   sched::Scheduler scheduler_;
   std::map<RequestId, Active> active_;
+  std::map<sched::SequenceId, RequestId> request_of_;
   Sampler sampler_;
+  LogitRules rules_;
   RequestId next_id_ = 1;
+  sched::SequenceId next_sequence_ = 1;
+  StepReport report_;
 };
 
 }  // namespace ostro::engine

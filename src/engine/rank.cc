@@ -37,19 +37,20 @@ Rank::Rank(const checkpoint::EngineReader& engine, const model::EngineConfig& co
 
   const Stopwatch watch;
   model::Weights weights = model::load_weights(engine, config.model, mapping, rank, backend);
-  log.info("rank ", rank, ": weights placed in ", watch.seconds(), " s on ",
-           backend.description());
+  log.info("rank ", rank, ": weights placed in ", watch.seconds(), " s on ", backend.description());
 
   const bool cpu = backend.device() == Device::cpu;
   // A CPU takes fewer rows at once unless told: its steps are limited by arithmetic long before.
   constexpr std::int64_t kCpuRequests = 256;
   const model::EngineLimits& built = config.limits;
-  limits_.requests = options.max_batch_size > 0 ? std::min(options.max_batch_size, built.max_batch_size)
+  limits_.requests = options.max_batch_size > 0
+                         ? std::min(options.max_batch_size, built.max_batch_size)
                      : cpu ? std::min(kCpuRequests, built.max_batch_size)
                            : built.max_batch_size;
-  limits_.tokens = std::max(limits_.requests, options.max_num_tokens > 0
-                                                  ? std::min(options.max_num_tokens, built.max_num_tokens)
-                                                  : built.max_num_tokens);
+  limits_.tokens =
+      std::max(limits_.requests, options.max_num_tokens > 0
+                                     ? std::min(options.max_num_tokens, built.max_num_tokens)
+                                     : built.max_num_tokens);
   limits_.logit_rows = std::max(limits_.requests, options.max_logit_rows);
   limits_.block_tokens = built.tokens_per_block;
   limits_.context = config.model.context;

@@ -15,10 +15,10 @@ namespace ostro::engine {
 struct RankOptions {
   std::int64_t max_batch_size = 0;
   std::int64_t max_num_tokens = 0;
-  std::int64_t max_logit_rows = 0;      // 0: as many as requests
-  std::int64_t kv_cache_tokens = 0;     // 0: as much as fits
-  double kv_cache_free_fraction = 0;    // of the device's free memory; 0: 0.5 on a CPU, else 0.9
-  int ranks_on_host = 1;                // that share the memory of a CPU
+  std::int64_t max_logit_rows = 0;    // 0: as many as requests
+  std::int64_t kv_cache_tokens = 0;   // 0: as much as fits
+  double kv_cache_free_fraction = 0;  // of the device's free memory; 0: 0.5 on a CPU, else 0.9
+  int ranks_on_host = 1;              // that share the memory of a CPU
 };
 
 class Rank {

@@ -12,18 +12,28 @@ struct Choice {
   float log_prob = 0;  // of the token in softmax(logits)
 };
 
-// log softmax(logits)[token], summed in f64.
+// log softmax(logits)[token], summed in f64. A NaN among the logits counts as -infinity.
 float log_prob(std::span<const float> logits, std::int32_t token);
 
 // The index of the largest logit, the lowest among equals. NaN is never chosen; a row without one
 // finite logit is an InternalError.
 std::int32_t argmax(std::span<const float> logits);
 
-// Chooses by `sampling`. The draw depends on the seed and on `step`, the number of tokens that the
-// request has generated before, alone. Keeps its workspace between calls.
+// The k most likely tokens with their log-probabilities, the best first, lower ids among equals.
+std::vector<TokenLogProb> most_likely(std::span<const float> logits, std::int32_t k);
+
+// The seed of sequence i of a request: the request's own for 0.
+std::uint64_t sequence_seed(std::uint64_t seed, std::int32_t i);
+
+// Chooses by temperature, top_k, top_p and min_p of `sampling`. The draw depends on the seed and on
+// `step`, the number of tokens that the request has generated before, alone. Keeps its workspace
+// between calls.
 class Sampler {
  public:
   Choice choose(std::span<const float> logits, const Sampling& sampling, std::int64_t step);
+  // The token alone, which spares a pass over the vocabulary.
+  std::int32_t token(std::span<const float> logits, const Sampling& sampling, std::uint64_t seed,
+                     std::int64_t step);
 
  private:
   struct Candidate {

@@ -36,6 +36,10 @@ RopeScaling::Type scaling_type(std::string_view type, std::string_view source) {
               "\" is not built; there are: default linear dynamic llama3");
 }
 
+std::string prefix(std::string_view source) {
+  return source.empty() ? "" : std::string(source) + ": ";
+}
+
 }  // namespace
 
 RopeScaling parse_rope_scaling(const JsonObject& rope, std::int64_t context) {
@@ -45,8 +49,7 @@ RopeScaling parse_rope_scaling(const JsonObject& rope, std::int64_t context) {
   scaling.type = scaling_type(type, rope.source());
   if (scaling.type == RopeScaling::Type::none) return scaling;
   scaling.factor = rope.number("factor");
-  scaling.original_context =
-      rope.integer_or("original_max_position_embeddings", context, 1, kMost);
+  scaling.original_context = rope.integer_or("original_max_position_embeddings", context, 1, kMost);
   if (scaling.type == RopeScaling::Type::llama3) {
     scaling.low_freq_factor = rope.number("low_freq_factor");
     scaling.high_freq_factor = rope.number("high_freq_factor");
@@ -55,9 +58,10 @@ RopeScaling parse_rope_scaling(const JsonObject& rope, std::int64_t context) {
   return scaling;
 }
 
-void check(const ModelConfig& c) {
-  const auto positive = [](const char* what, std::int64_t value) {
-    OSTRO_REQUIRE(value > 0, what, " is ", value, "; it must be at least 1");
+void check(const ModelConfig& c, std::string_view source) {
+  const std::string in = prefix(source);
+  const auto positive = [&](const char* what, std::int64_t value) {
+    OSTRO_REQUIRE(value > 0, in, what, " is ", value, "; it must be at least 1");
   };
   positive("the vocabulary", c.vocab);
   positive("the hidden size", c.hidden);
@@ -66,26 +70,25 @@ void check(const ModelConfig& c) {
   positive("the number of KV heads", c.kv_heads);
   positive("the intermediate size", c.inter);
   positive("the context", c.context);
-  OSTRO_REQUIRE(c.heads % c.kv_heads == 0, c.heads, " heads are not a multiple of ", c.kv_heads,
+  OSTRO_REQUIRE(c.heads % c.kv_heads == 0, in, c.heads, " heads are not a multiple of ", c.kv_heads,
                 " KV heads");
-  OSTRO_REQUIRE(c.head_dim > 0 && c.head_dim % 2 == 0, "head_dim is ", c.head_dim,
+  OSTRO_REQUIRE(c.head_dim > 0 && c.head_dim % 2 == 0, in, "head_dim is ", c.head_dim,
                 "; rotary embeddings need a positive even number");
-  OSTRO_REQUIRE(c.experts >= 0 && c.experts <= 1024, "there are ", c.experts,
+  OSTRO_REQUIRE(c.experts >= 0 && c.experts <= 1024, in, "there are ", c.experts,
                 " experts; 0 (dense) to 1024 are possible");
-  OSTRO_REQUIRE(c.experts == 0 || (1 <= c.top_k && c.top_k <= c.experts), "top-k is ", c.top_k,
+  OSTRO_REQUIRE(c.experts == 0 || (1 <= c.top_k && c.top_k <= c.experts), in, "top-k is ", c.top_k,
                 " of ", c.experts, " experts");
-  OSTRO_REQUIRE(c.norm_eps > 0, "rms_norm_eps is ", c.norm_eps, "; it must be positive");
-  OSTRO_REQUIRE(c.rope_theta > 0, "rope_theta is ", c.rope_theta, "; it must be positive");
-  OSTRO_REQUIRE(c.window >= 0, "sliding_window is ", c.window);
+  OSTRO_REQUIRE(c.norm_eps > 0, in, "rms_norm_eps is ", c.norm_eps, "; it must be positive");
+  OSTRO_REQUIRE(c.rope_theta > 0, in, "rope_theta is ", c.rope_theta, "; it must be positive");
+  OSTRO_REQUIRE(c.window >= 0, in, "sliding_window is ", c.window);
   const RopeScaling& rope = c.rope_scaling;
   if (rope.type == RopeScaling::Type::none) return;
-  OSTRO_REQUIRE(rope.factor >= 1, "the rope scaling factor is ", rope.factor,
+  OSTRO_REQUIRE(rope.factor >= 1, in, "the rope scaling factor is ", rope.factor,
                 "; it must be at least 1");
   OSTRO_REQUIRE(rope.type != RopeScaling::Type::llama3 ||
                     (rope.low_freq_factor > 0 && rope.high_freq_factor > rope.low_freq_factor),
-                "llama3 rope scaling has low_freq_factor ", rope.low_freq_factor,
-                " and high_freq_factor ", rope.high_freq_factor,
-                "; the second must be the larger");
+                in, "llama3 rope scaling has low_freq_factor ", rope.low_freq_factor,
+                " and high_freq_factor ", rope.high_freq_factor, "; the second must be the larger");
 }
 
 json to_json(const ModelConfig& c) {
@@ -138,7 +141,7 @@ ModelConfig from_engine(const json& section, std::string_view source) {
   c.rope_scaling = parse_rope_scaling(rope, c.context);
   c.tied_embeddings = o.boolean_or("tied_embeddings", false);
   c.renormalize = o.boolean_or("renormalize", true);
-  c.dtype = parse_dtype(o.string("dtype"));
+  c.dtype = parse_dtype(o.string("dtype"), source);
   c.bos = o.integer_or("bos", -1, -1, kMost);
   const json& eos = o.at("eos");
   OSTRO_REQUIRE(eos.is_array(), source, ": \"eos\" is ", shown(eos), "; it must be a list");
@@ -146,7 +149,7 @@ ModelConfig from_engine(const json& section, std::string_view source) {
     OSTRO_REQUIRE(id.is_number_integer(), source, ": \"eos\" holds ", shown(id));
     c.eos.push_back(id.get<std::int64_t>());
   }
-  check(c);
+  check(c, source);
   return c;
 }
 
@@ -184,11 +187,11 @@ ModelConfig preset(std::string_view name) {
   return c;
 }
 
-DType parse_dtype(std::string_view name) {
+DType parse_dtype(std::string_view name, std::string_view source) {
   if (name == "float32" || name == "fp32" || name == "f32") return DType::f32;
   if (name == "float16" || name == "fp16" || name == "f16" || name == "half") return DType::f16;
   if (name == "bfloat16" || name == "bf16") return DType::bf16;
-  OSTRO_THROW(InvalidArgument, "dtype is \"", name,
+  OSTRO_THROW(InvalidArgument, prefix(source), "dtype is \"", name,
               "\"; it must be float32, float16 or bfloat16");
 }
 

@@ -19,39 +19,39 @@ struct RopeScaling {
   enum class Type { none, linear, dynamic, llama3 };
   Type type = Type::none;
   double factor = 1;
-  double low_freq_factor = 1;          // llama3
-  double high_freq_factor = 4;         // llama3
-  std::int64_t original_context = 0;   // dynamic, llama3: tokens
+  double low_freq_factor = 1;         // llama3
+  double high_freq_factor = 4;        // llama3
+  std::int64_t original_context = 0;  // dynamic, llama3: tokens
 };
 
 struct ModelConfig {
-  std::string architecture;     // "MixtralForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"
+  std::string architecture;  // "MixtralForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"
   std::int64_t vocab = 0;
   std::int64_t hidden = 0;
   std::int64_t layers = 0;
   std::int64_t heads = 0;
   std::int64_t kv_heads = 0;
-  std::int64_t head_dim = 0;    // even
-  std::int64_t inter = 0;       // of one expert
-  std::int64_t experts = 0;     // 0: dense, one feed-forward layer and no router
-  std::int64_t top_k = 0;       // experts a token; 0 if dense
-  std::int64_t context = 0;     // the longest sequence, tokens
-  std::int64_t window = 0;      // sliding window, tokens; 0: none
+  std::int64_t head_dim = 0;  // even
+  std::int64_t inter = 0;     // of one expert
+  std::int64_t experts = 0;   // 0: dense, one feed-forward layer and no router
+  std::int64_t top_k = 0;     // experts a token; 0 if dense
+  std::int64_t context = 0;   // the longest sequence, tokens
+  std::int64_t window = 0;    // sliding window, tokens; 0: none
   double norm_eps = 1e-5;
   double rope_theta = 10000;
   RopeScaling rope_scaling;
   bool tied_embeddings = false;
-  bool renormalize = true;      // expert weights of a token sum to 1
-  DType dtype = DType::bf16;    // of the checkpoint, or of the engine
-  std::int64_t bos = -1;        // -1: none
+  bool renormalize = true;    // expert weights of a token sum to 1
+  DType dtype = DType::bf16;  // of the checkpoint, or of the engine
+  std::int64_t bos = -1;      // -1: none
   std::vector<std::int64_t> eos;
 
   std::int64_t feed_forwards() const { return experts > 0 ? experts : 1; }
 };
 
-// Throws InvalidArgument naming the field and the rule: sizes > 0, heads a multiple of kv_heads,
-// head_dim even, 1 <= top_k <= experts ...
-void check(const ModelConfig&);
+// Throws InvalidArgument naming the field and the rule, and the file `source` if there is one:
+// sizes > 0, heads a multiple of kv_heads, head_dim even, 1 <= top_k <= experts ...
+void check(const ModelConfig&, std::string_view source = {});
 
 // A Hugging Face config.json. A setting that the forward pass does not honour (another activation,
 // biases, a quantised checkpoint, an unknown key that is not empty) is refused by name:
@@ -70,7 +70,8 @@ ModelConfig from_engine(const nlohmann::json& section, std::string_view source);
 // "mixtral-8x7b", "mixtral-8x22b" or "llama-7b", for engines of dummy weights.
 ModelConfig preset(std::string_view name);
 
-DType parse_dtype(std::string_view name);      // "float32", "float16", "bfloat16" and short forms
-std::string_view dtype_flag(DType);            // the long form
+// "float32", "float16", "bfloat16" and short forms; an error names the file `source`, if any.
+DType parse_dtype(std::string_view name, std::string_view source = {});
+std::string_view dtype_flag(DType);  // the long form
 
 }  // namespace ostro::model

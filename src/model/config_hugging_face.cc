@@ -16,30 +16,93 @@ using nlohmann::json;
 constexpr std::int64_t kMost = std::int64_t{1} << 40;
 
 // Read below, or checked below to have the one value that the forward pass honours.
-constexpr const char* kHonoured[] = {
-    "architectures", "attention_bias", "bos_token_id", "dtype", "eos_token_id", "head_dim",
-    "hidden_act", "hidden_size", "intermediate_size", "layer_types", "max_position_embeddings",
-    "mlp_bias", "num_attention_heads", "num_experts_per_tok", "num_hidden_layers",
-    "num_key_value_heads", "num_local_experts", "partial_rotary_factor", "rms_norm_eps",
-    "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings",
-    "torch_dtype", "vocab_size"};
+constexpr const char* kHonoured[] = {"architectures",
+                                     "attention_bias",
+                                     "bos_token_id",
+                                     "dtype",
+                                     "eos_token_id",
+                                     "head_dim",
+                                     "hidden_act",
+                                     "hidden_size",
+                                     "intermediate_size",
+                                     "layer_types",
+                                     "max_position_embeddings",
+                                     "mlp_bias",
+                                     "num_attention_heads",
+                                     "num_experts_per_tok",
+                                     "num_hidden_layers",
+                                     "num_key_value_heads",
+                                     "num_local_experts",
+                                     "partial_rotary_factor",
+                                     "rms_norm_eps",
+                                     "rope_parameters",
+                                     "rope_scaling",
+                                     "rope_theta",
+                                     "sliding_window",
+                                     "tie_word_embeddings",
+                                     "torch_dtype",
+                                     "vocab_size"};
 
 // Training, generation defaults and bookkeeping: no effect on the logits of a given sequence.
-constexpr const char* kHarmless[] = {
-    "_from_model_config", "_name_or_path", "add_cross_attention", "attention_dropout",
-    "begin_suppress_tokens", "chunk_size_feed_forward", "cross_attention_hidden_size",
-    "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
-    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
-    "forced_eos_token_id", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder",
-    "label2id", "length_penalty", "max_length", "max_sequence_length", "min_length", "model_type",
-    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
-    "output_attentions", "output_hidden_states", "output_router_logits", "output_scores",
-    "pad_token_id", "prefix", "pretraining_tp", "problem_type", "pruned_heads",
-    "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate",
-    "router_aux_loss_coef", "router_jitter_noise", "sep_token_id", "suppress_tokens",
-    "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
-    "tokenizer_class", "top_k", "top_p", "torchscript", "transformers_version", "typical_p",
-    "unk_token_id", "use_bfloat16", "use_cache"};
+constexpr const char* kHarmless[] = {"_from_model_config",
+                                     "_name_or_path",
+                                     "add_cross_attention",
+                                     "attention_dropout",
+                                     "begin_suppress_tokens",
+                                     "chunk_size_feed_forward",
+                                     "cross_attention_hidden_size",
+                                     "diversity_penalty",
+                                     "do_sample",
+                                     "early_stopping",
+                                     "encoder_no_repeat_ngram_size",
+                                     "exponential_decay_length_penalty",
+                                     "finetuning_task",
+                                     "forced_bos_token_id",
+                                     "forced_eos_token_id",
+                                     "id2label",
+                                     "initializer_range",
+                                     "is_decoder",
+                                     "is_encoder_decoder",
+                                     "label2id",
+                                     "length_penalty",
+                                     "max_length",
+                                     "max_sequence_length",
+                                     "min_length",
+                                     "model_type",
+                                     "no_repeat_ngram_size",
+                                     "num_beam_groups",
+                                     "num_beams",
+                                     "num_return_sequences",
+                                     "output_attentions",
+                                     "output_hidden_states",
+                                     "output_router_logits",
+                                     "output_scores",
+                                     "pad_token_id",
+                                     "prefix",
+                                     "pretraining_tp",
+                                     "problem_type",
+                                     "pruned_heads",
+                                     "remove_invalid_values",
+                                     "repetition_penalty",
+                                     "return_dict",
+                                     "return_dict_in_generate",
+                                     "router_aux_loss_coef",
+                                     "router_jitter_noise",
+                                     "sep_token_id",
+                                     "suppress_tokens",
+                                     "task_specific_params",
+                                     "temperature",
+                                     "tf_legacy_loss",
+                                     "tie_encoder_decoder",
+                                     "tokenizer_class",
+                                     "top_k",
+                                     "top_p",
+                                     "torchscript",
+                                     "transformers_version",
+                                     "typical_p",
+                                     "unk_token_id",
+                                     "use_bfloat16",
+                                     "use_cache"};
 
 template <std::size_t N>
 bool listed(const char* const (&list)[N], const std::string& key) {
@@ -55,8 +118,8 @@ bool empty_value(const json& v) {
 }
 
 void refuse_unless(bool honoured, const JsonObject& o, const char* key, const char* wanted) {
-  OSTRO_SUPPORTED(honoured, o.source(), " has \"", key, "\": ", shown(o.at(key)),
-                  "; only ", wanted, " is built");
+  OSTRO_SUPPORTED(honoured, o.source(), " has \"", key, "\": ", shown(o.at(key)), "; only ", wanted,
+                  " is built");
 }
 
 void refuse_what_is_not_honoured(const JsonObject& o) {
@@ -72,9 +135,8 @@ void refuse_what_is_not_honoured(const JsonObject& o) {
   if (o.has("layer_types")) {
     const json& types = o.at("layer_types");
     const char* wanted = o.has("sliding_window") ? "sliding_attention" : "full_attention";
-    const bool uniform = types.is_array() && std::all_of(types.begin(), types.end(), [&](auto& t) {
-                           return t == wanted;
-                         });
+    const bool uniform = types.is_array() && std::all_of(types.begin(), types.end(),
+                                                         [&](auto& t) { return t == wanted; });
     refuse_unless(uniform, o, "layer_types", "the same attention in every layer");
   }
   for (const auto& [key, value] : o.value().items())
@@ -153,23 +215,39 @@ ModelConfig from_hugging_face(std::string_view text, std::string_view source) {
       refuse_unless(rope.number("partial_rotary_factor") == 1, rope, "partial_rotary_factor",
                     "1.0");
     c.rope_scaling = parse_rope_scaling(rope, c.context);
+    // max_position_embeddings is the original context then, unless that stands there by itself.
+    if (c.rope_scaling.type == RopeScaling::Type::dynamic &&
+        !rope.has("original_max_position_embeddings"))
+      c.context = std::int64_t(double(c.context) * std::max(1.0, c.rope_scaling.factor));
   }
 
   c.tied_embeddings = o.boolean_or("tie_word_embeddings", false);
-  c.dtype = parse_dtype(o.string_or("dtype", o.string_or("torch_dtype", "float32")));
+  c.dtype = parse_dtype(o.string_or("dtype", o.string_or("torch_dtype", "float32")), source);
   const auto bos = token_ids(o, "bos_token_id");
   c.bos = bos.empty() ? -1 : bos[0];
   c.eos = token_ids(o, "eos_token_id");
-  check(c);
+  check(c, source);
   return c;
 }
 
 ModelConfig from_params(std::string_view text, std::string_view source, std::int64_t vocab_rows,
                         std::int64_t inter, DType dtype) {
-  constexpr const char* kKnown[] = {"dim", "n_layers", "n_heads", "n_kv_heads", "head_dim",
-                                    "hidden_dim", "norm_eps", "vocab_size", "rope_theta", "moe",
-                                    "sliding_window", "max_seq_len", "max_batch_size",
-                                    "multiple_of", "ffn_dim_multiplier", "use_scaled_rope",
+  constexpr const char* kKnown[] = {"dim",
+                                    "n_layers",
+                                    "n_heads",
+                                    "n_kv_heads",
+                                    "head_dim",
+                                    "hidden_dim",
+                                    "norm_eps",
+                                    "vocab_size",
+                                    "rope_theta",
+                                    "moe",
+                                    "sliding_window",
+                                    "max_seq_len",
+                                    "max_batch_size",
+                                    "multiple_of",
+                                    "ffn_dim_multiplier",
+                                    "use_scaled_rope",
                                     "model_parallel_size"};
   const json parsed = parse_json(text, source);
   const JsonObject o(parsed, source);
@@ -185,6 +263,8 @@ ModelConfig from_params(std::string_view text, std::string_view source, std::int
   c.layers = o.integer("n_layers", 1, 100000);
   c.heads = o.integer("n_heads", 1, 100000);
   c.kv_heads = o.integer_or("n_kv_heads", c.heads, 1, 100000);
+  OSTRO_REQUIRE(o.has("head_dim") || c.hidden % c.heads == 0, source, ": dim ", c.hidden,
+                " is not a multiple of n_heads ", c.heads, " and there is no head_dim");
   c.head_dim = o.integer_or("head_dim", c.hidden / c.heads, 1, kMost);
   c.inter = inter;
   const std::int64_t hidden_dim = o.integer_or("hidden_dim", inter, 1, kMost);
@@ -213,7 +293,7 @@ ModelConfig from_params(std::string_view text, std::string_view source, std::int
   c.dtype = dtype;
   c.bos = 1;
   c.eos = {2};
-  check(c);
+  check(c, source);
   return c;
 }
 

@@ -10,12 +10,12 @@ namespace ostro::model {
 
 // What an engine was built for; `run` may lower these.
 struct EngineLimits {
-  std::int64_t max_batch_size = 2048;   // requests in one step
-  std::int64_t max_input_len = 0;       // tokens; 0: the model's context
-  std::int64_t max_output_len = 0;      // tokens; 0: the model's context
+  std::int64_t max_batch_size = 2048;  // requests in one step
+  std::int64_t max_input_len = 0;      // tokens; 0: the model's context
+  std::int64_t max_output_len = 0;     // tokens; 0: the model's context
   std::int64_t max_beam_width = 1;
-  std::int64_t max_num_tokens = 8192;   // rows of one step
-  std::int64_t tokens_per_block = 64;   // of the KV cache
+  std::int64_t max_num_tokens = 8192;  // rows of one step
+  std::int64_t tokens_per_block = 64;  // of the KV cache
 };
 
 // Throws InvalidArgument naming the limit and the rule.

@@ -64,8 +64,8 @@ RankShape shape_of(const ModelConfig& c, const Mapping& m, std::int64_t rank) {
   s.layers = part_of(c.layers, s.stage, m.pp);
   s.heads = part_of(c.heads, s.tp_rank, m.tp);
   const std::int64_t kv_head = s.tp_rank * c.kv_heads / m.tp;
-  s.kv_heads = m.tp <= c.kv_heads ? part_of(c.kv_heads, s.tp_rank, m.tp)
-                                  : Range{kv_head, kv_head + 1};
+  s.kv_heads =
+      m.tp <= c.kv_heads ? part_of(c.kv_heads, s.tp_rank, m.tp) : Range{kv_head, kv_head + 1};
   s.inter = part_of(c.inter, s.tp_rank % m.moe_tp, m.moe_tp);
   s.experts = part_of(c.feed_forwards(), s.tp_rank / m.moe_tp, m.moe_ep);
   s.vocab = part_of(c.vocab, s.tp_rank, m.tp);

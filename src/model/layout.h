@@ -17,8 +17,8 @@ struct Mapping {
   std::int64_t pp = 1;
   std::int64_t moe_tp = 1;
   std::int64_t moe_ep = 1;
-  bool parallel_embedding = false;     // the embedding table is split over tp ...
-  bool embedding_by_hidden = false;    // ... by its columns rather than its rows
+  bool parallel_embedding = false;   // the embedding table is split over tp ...
+  bool embedding_by_hidden = false;  // ... by its columns rather than its rows
 
   std::int64_t ranks() const { return tp * pp; }
   bool operator==(const Mapping&) const = default;
@@ -39,10 +39,10 @@ struct RankShape {
   bool last_stage = true;
   Range layers;
   Range heads;
-  Range kv_heads;         // replicated when tp > kv_heads: tp / kv_heads ranks hold the same one
-  Range inter;            // of each expert
-  Range experts;          // of feed_forwards()
-  Range vocab;            // rows of the output head
+  Range kv_heads;  // replicated when tp > kv_heads: tp / kv_heads ranks hold the same one
+  Range inter;     // of each expert
+  Range experts;   // of feed_forwards()
+  Range vocab;     // rows of the output head
   Range embedding_rows;
   Range embedding_cols;
 };

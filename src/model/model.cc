@@ -10,23 +10,23 @@ using ops::KvCache;
 
 // Device memory of a step. Rows are the step's tokens; the views are cut to it by prepare().
 struct Model::Buffers {
-  Buffer memory;        // activations and indices, one allocation
-  Buffer kv;            // all layers' keys and values
+  Buffer memory;                // activations and indices, one allocation
+  Buffer kv;                    // all layers' keys and values
   std::vector<KvCache> caches;  // one for each layer of this rank
 
   View ids, positions, rope_table, query_start, context_len, block_table, logit_rows;  // i32
-  View inv_freq;    // [rope tables, head_dim / 2] f32
-  View cos_sin;     // [tokens, head_dim] f32
-  View residual;    // [tokens, hidden] f32
-  View branch;      // [tokens, hidden] f32: what a layer adds to the residual
-  View h;           // [tokens, hidden]: the normalised residual
-  View qkv;         // [tokens, (heads + 2 kv_heads) * head_dim]
-  View attention;   // [tokens, heads * head_dim]
-  View experts;     // [tokens, top_k] i32
+  View inv_freq;        // [rope tables, head_dim / 2] f32
+  View cos_sin;         // [tokens, head_dim] f32
+  View residual;        // [tokens, hidden] f32
+  View branch;          // [tokens, hidden] f32: what a layer adds to the residual
+  View h;               // [tokens, hidden]: the normalised residual
+  View qkv;             // [tokens, (heads + 2 kv_heads) * head_dim]
+  View attention;       // [tokens, heads * head_dim]
+  View experts;         // [tokens, top_k] i32
   View expert_weights;  // [tokens, top_k] f32
-  View last;        // [logit_rows, hidden]
-  View logits_part; // [logit_rows, this rank's vocab] f32
-  View logits;      // [logit_rows, vocab] f32
+  View last;            // [logit_rows, hidden]
+  View logits_part;     // [logit_rows, this rank's vocab] f32
+  View logits;          // [logit_rows, vocab] f32
 
   // Built on the host for each step, without allocating.
   std::vector<std::int32_t> host_positions, host_rope_table;
@@ -128,11 +128,11 @@ Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t ran
   const std::size_t layers = weights_.layers.size();
   b.kv = backend.allocate(2 * layers * cache_bytes);
   for (std::size_t i = 0; i < layers; ++i)
-    b.caches.push_back({.k = b.kv.view(config.dtype, cache_rows, head_dim, 2 * i * cache_bytes),
-                        .v = b.kv.view(config.dtype, cache_rows, head_dim,
-                                       (2 * i + 1) * cache_bytes),
-                        .kv_heads = shape_.kv_heads.size(),
-                        .block_tokens = limits.block_tokens});
+    b.caches.push_back(
+        {.k = b.kv.view(config.dtype, cache_rows, head_dim, 2 * i * cache_bytes),
+         .v = b.kv.view(config.dtype, cache_rows, head_dim, (2 * i + 1) * cache_bytes),
+         .kv_heads = shape_.kv_heads.size(),
+         .block_tokens = limits.block_tokens});
   if (!dynamic) {
     const std::vector<float> table = inverse_frequencies(config, 0);
     backend.copy(host_row(table), b.inv_freq);
@@ -171,9 +171,8 @@ void Model::prepare(const Step& step) {
                   std::int64_t(step.logit_rows.size()) <= limits_.logit_rows &&
                   step.blocks_each <= b.block_table.cols,
               "a step of ", tokens, " tokens, ", requests, " requests, ", step.logit_rows.size(),
-              " logit rows and ", step.blocks_each, " blocks each; the limits are ",
-              limits_.tokens, ", ", limits_.requests, ", ", limits_.logit_rows, " and ",
-              b.block_table.cols);
+              " logit rows and ", step.blocks_each, " blocks each; the limits are ", limits_.tokens,
+              ", ", limits_.requests, ", ", limits_.logit_rows, " and ", b.block_table.cols);
 
   const bool dynamic = config_.rope_scaling.type == RopeScaling::Type::dynamic;
   std::vector<std::int32_t>& positions = b.host_positions;
@@ -204,14 +203,13 @@ void Model::prepare(const Step& step) {
   b.now.rope_table = put(host_row(rope_table), b.rope_table);
   b.now.requests.query_start = put(host_row(step.query_start), b.query_start);
   b.now.requests.context_len = put(host_row(step.context_len), b.context_len);
-  b.now.requests.block_table =
-      put(matrix(const_cast<std::int32_t*>(step.block_table.data()), DType::i32, requests,
-                 step.blocks_each),
-          b.block_table);
+  b.now.requests.block_table = put(matrix(const_cast<std::int32_t*>(step.block_table.data()),
+                                          DType::i32, requests, step.blocks_each),
+                                   b.block_table);
   View inv_freq = b.inv_freq;
   if (dynamic)
-    inv_freq = put(matrix(frequencies.data(), DType::f32, requests, config_.head_dim / 2),
-                   b.inv_freq);
+    inv_freq =
+        put(matrix(frequencies.data(), DType::f32, requests, config_.head_dim / 2), b.inv_freq);
 
   b.now.cos_sin = first_rows(b.cos_sin, tokens);
   b.now.residual = first_rows(b.residual, tokens);
@@ -272,11 +270,8 @@ void Model::layer(std::size_t index, bool add_branch) {
   backend_.run(ops::Linear{.x = now.attention, .w = w.o, .y = now.branch});
   groups_.tp->all_reduce_sum(now.branch);
 
-  backend_.run(ops::AddRmsNorm{.x = now.branch,
-                               .residual = now.residual,
-                               .weight = w.mlp_norm,
-                               .y = now.h,
-                               .eps = eps});
+  backend_.run(ops::AddRmsNorm{
+      .x = now.branch, .residual = now.residual, .weight = w.mlp_norm, .y = now.h, .eps = eps});
   if (w.router)
     backend_.run(ops::Route{.x = now.h,
                             .router = w.router,

@@ -23,8 +23,8 @@ double base_for(const ModelConfig& config, std::int64_t sequence_tokens) {
   if (rope.type != RopeScaling::Type::dynamic || sequence_tokens <= rope.original_context)
     return config.rope_theta;
   const double d = double(config.head_dim);
-  const double stretch = rope.factor * double(sequence_tokens) / double(rope.original_context) -
-                         (rope.factor - 1);
+  const double stretch =
+      rope.factor * double(sequence_tokens) / double(rope.original_context) - (rope.factor - 1);
   return config.rope_theta * std::pow(stretch, d / (d - 2));
 }
 

@@ -37,7 +37,7 @@ Step unpack(std::span<const std::int32_t> flat) {
   step.blocks_each = next();
   for_each_array(step, [&](auto& array) {
     const auto n = std::size_t(next());
-    OSTRO_CHECK(at + n <= flat.size(), "a step plan of ", flat.size(), " words has ", n,
+    OSTRO_CHECK(n <= flat.size() - at, "a step plan of ", flat.size(), " words has ", n,
                 " more at ", at);
     array.assign(flat.begin() + std::ptrdiff_t(at), flat.begin() + std::ptrdiff_t(at + n));
     at += n;

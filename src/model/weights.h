@@ -10,20 +10,20 @@
 namespace ostro::model {
 
 struct LayerWeights {
-  View attention_norm;             // [1, hidden]
-  quant::Weight qkv;               // [(heads + 2 kv_heads) * head_dim, hidden] of this rank: q | k | v
-  quant::Weight o;                 // [hidden, heads * head_dim]
-  View mlp_norm;                   // [1, hidden]
-  quant::Weight router;            // [experts, hidden]; empty if dense
+  View attention_norm;   // [1, hidden]
+  quant::Weight qkv;     // [(heads + 2 kv_heads) * head_dim, hidden] of this rank: q | k | v
+  quant::Weight o;       // [hidden, heads * head_dim]
+  View mlp_norm;         // [1, hidden]
+  quant::Weight router;  // [experts, hidden]; empty if dense
   std::vector<ops::Expert> experts;  // of this rank
 };
 
 struct Weights {
-  View embedding;                  // first stage
+  View embedding;  // first stage
   std::vector<LayerWeights> layers;
-  View norm;                       // last stage
-  quant::Weight lm_head;           // last stage
-  std::vector<Buffer> owned;       // host memory that a backend reads in place
+  View norm;                  // last stage
+  quant::Weight lm_head;      // last stage
+  std::vector<Buffer> owned;  // host memory that a backend reads in place
 };
 
 // Reads this rank's part of an engine of any mapping and places it. What lies in one piece in the

@@ -142,7 +142,8 @@ TEST(HuggingFaceConfig, RopeThetaAtTheTopOrInRopeParameters) {
   EXPECT_EQ(parsed(with(with(llama(), "rope_parameters", inside), "rope_theta", 7)).rope_theta,
             2e4);
   EXPECT_EQ(parsed(with(llama(), "rope_parameters", nullptr)).rope_theta, 1e4);
-  EXPECT_EQ(refusal(with(llama(), "rope_theta", 0)), "rope_theta is 0; it must be positive");
+  EXPECT_EQ(refusal(with(llama(), "rope_theta", 0)),
+            "config.json: rope_theta is 0; it must be positive");
 }
 
 TEST(HuggingFaceConfig, RopeScaling) {
@@ -156,9 +157,9 @@ TEST(HuggingFaceConfig, RopeScaling) {
   EXPECT_EQ(dynamic.rope_scaling.type, RopeScaling::Type::dynamic);
   EXPECT_EQ(dynamic.rope_scaling.original_context, 256);
 
-  const json three = {{"rope_type", "llama3"},       {"rope_theta", 5e5},
-                      {"factor", 8.0},               {"low_freq_factor", 1.0},
-                      {"high_freq_factor", 4.0},     {"original_max_position_embeddings", 128}};
+  const json three = {{"rope_type", "llama3"},   {"rope_theta", 5e5},
+                      {"factor", 8.0},           {"low_freq_factor", 1.0},
+                      {"high_freq_factor", 4.0}, {"original_max_position_embeddings", 128}};
   for (const char* key : {"rope_parameters", "rope_scaling"}) {
     const ModelConfig c = parsed(with(llama(), key, three));
     EXPECT_EQ(c.rope_scaling.type, RopeScaling::Type::llama3) << key;
@@ -174,14 +175,14 @@ TEST(HuggingFaceConfig, RopeScaling) {
     EXPECT_EQ(refusal(with(llama(), "rope_scaling", without(three, key))),
               std::string("config.json has no \"") + key + "\"");
   EXPECT_EQ(refusal(with(llama(), "rope_scaling", with(three, "high_freq_factor", 1))),
-            "llama3 rope scaling has low_freq_factor 1 and high_freq_factor 1; the second must be "
+            "config.json: llama3 rope scaling has low_freq_factor 1 and high_freq_factor 1; the "
+            "second must be "
             "the larger");
   EXPECT_EQ(unsupported(with(llama(), "rope_scaling", {{"type", "yarn"}, {"factor", 4.0}})),
             "config.json: rope scaling \"yarn\" is not built; there are: default linear dynamic "
             "llama3");
-  EXPECT_EQ(
-      refusal(with(llama(), "rope_scaling", {{"type", "linear"}, {"factor", 0.5}})),
-      "the rope scaling factor is 0.5; it must be at least 1");
+  EXPECT_EQ(refusal(with(llama(), "rope_scaling", {{"type", "linear"}, {"factor", 0.5}})),
+            "config.json: the rope scaling factor is 0.5; it must be at least 1");
 }
 
 // Dynamic scaling is of use only beyond the original context, so that the context is larger.
@@ -207,7 +208,7 @@ TEST(HuggingFaceConfig, Dtype) {
   EXPECT_EQ(parsed(with(llama(), "torch_dtype", "float16")).dtype, DType::f16);
   EXPECT_EQ(parsed(with(llama(), "dtype", "bfloat16")).dtype, DType::bf16);
   EXPECT_EQ(refusal(with(llama(), "dtype", "int8")),
-            "dtype is \"int8\"; it must be float32, float16 or bfloat16");
+            "config.json: dtype is \"int8\"; it must be float32, float16 or bfloat16");
 }
 
 TEST(HuggingFaceConfig, RefusesOtherArchitectures) {
@@ -262,11 +263,13 @@ TEST(HuggingFaceConfig, RefusesMissingAndSenselessSizes) {
   EXPECT_EQ(refusal(with(llama(), "hidden_size", 64.5)),
             "config.json: \"hidden_size\" is 64.5; it must be an integer");
   EXPECT_EQ(refusal(with(llama(), "num_key_value_heads", 3)),
-            "4 heads are not a multiple of 3 KV heads");
+            "config.json: 4 heads are not a multiple of 3 KV heads");
   EXPECT_EQ(refusal(with(llama(), "head_dim", 15)),
-            "head_dim is 15; rotary embeddings need a positive even number");
-  EXPECT_EQ(refusal(with(mixtral(), "num_experts_per_tok", 9)), "top-k is 9 of 8 experts");
-  EXPECT_EQ(refusal(with(llama(), "rms_norm_eps", 0)), "rms_norm_eps is 0; it must be positive");
+            "config.json: head_dim is 15; rotary embeddings need a positive even number");
+  EXPECT_EQ(refusal(with(mixtral(), "num_experts_per_tok", 9)),
+            "config.json: top-k is 9 of 8 experts");
+  EXPECT_EQ(refusal(with(llama(), "rms_norm_eps", 0)),
+            "config.json: rms_norm_eps is 0; it must be positive");
 }
 
 TEST(HuggingFaceConfig, RefusesWhatIsNotJson) {
@@ -329,9 +332,10 @@ TEST(Params, Refusals) {
             "params.json: \"hidden_dim\" is 100, the feed-forward weights have 96 rows");
   EXPECT_EQ(refused(without(params(), "dim")), "params.json has no \"dim\"");
   EXPECT_EQ(refused(with(params(), "moe", {{"num_experts", 2}, {"num_experts_per_tok", 3}})),
-            "top-k is 3 of 2 experts");
-  EXPECT_EQ(message<Unsupported>([&] { parsed_params(with(params(), "lora", {{"rank", 4}})); })
-                .substr(0, 26),
+            "params.json: top-k is 3 of 2 experts");
+  EXPECT_EQ(message<Unsupported>([&] {
+              parsed_params(with(params(), "lora", {{"rank", 4}}));
+            }).substr(0, 26),
             "params.json has \"lora\": {\"");
   // heads of no whole size must not be rounded down in silence
   EXPECT_EQ(refused(with(params(), "dim", 66)),
@@ -363,13 +367,14 @@ TEST(EngineSection, RefusesMissingAndSenselessValues) {
   const auto refused = [](const json& s) {
     return message<InvalidArgument>([&] { from_engine(s, "config.json"); });
   };
-  for (const char* key : {"architecture", "vocab", "hidden", "layers", "heads", "kv_heads",
-                          "head_dim", "inter", "experts", "top_k", "context", "window", "norm_eps",
-                          "rope", "dtype", "eos"})
+  for (const char* key :
+       {"architecture", "vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "inter",
+        "experts", "top_k", "context", "window", "norm_eps", "rope", "dtype", "eos"})
     EXPECT_EQ(refused(without(section, key)), std::string("config.json has no \"") + key + '"');
   EXPECT_EQ(refused(with(section, "eos", 2)), "config.json: \"eos\" is 2; it must be a list");
   EXPECT_EQ(refused(with(section, "eos", {"a"})), "config.json: \"eos\" holds \"a\"");
-  EXPECT_EQ(refused(with(section, "kv_heads", 5)), "32 heads are not a multiple of 5 KV heads");
+  EXPECT_EQ(refused(with(section, "kv_heads", 5)),
+            "config.json: 32 heads are not a multiple of 5 KV heads");
 }
 
 TEST(Preset, Shapes) {

@@ -76,7 +76,7 @@ TEST(EngineConfig, RefusesWhatIsMissingOrWrong) {
 
 TEST(EngineLimits, Refusals) {
   const ModelConfig model = preset("llama-7b");
-  const auto refused = [&](std::int64_t EngineLimits::* field) {
+  const auto refused = [&](std::int64_t EngineLimits::*field) {
     EngineLimits limits = example().limits;
     limits.*field = 0;
     try {

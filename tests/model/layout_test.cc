@@ -125,9 +125,9 @@ TEST(Layout, EveryMappingTilesEveryTensor) {
           if (ep == 1) cases.emplace_back(dense(), m);
         }
   for (const auto& [c, m] : cases) {
-    SCOPED_TRACE(testing::Message() << "tp " << m.tp << " pp " << m.pp << " ep " << m.moe_ep
-                                    << " embedding " << m.parallel_embedding
-                                    << m.embedding_by_hidden << " experts " << c.experts);
+    SCOPED_TRACE(testing::Message()
+                 << "tp " << m.tp << " pp " << m.pp << " ep " << m.moe_ep << " embedding "
+                 << m.parallel_embedding << m.embedding_by_hidden << " experts " << c.experts);
     ASSERT_NO_THROW(check(m, c));
     const auto want = expected(c);
     const auto got = count(c, m);
@@ -206,8 +206,7 @@ TEST(Layout, QkvAndTheExpertsPartsStandSideBySide) {
 
 TEST(Layout, RefusesWithTheRuleAndItsNumbers) {
   const ModelConfig c = mixtral();
-  EXPECT_EQ(refusal(mapping_of(0, 1), c),
-            "tp_size is 0 and pp_size is 1; both must be at least 1");
+  EXPECT_EQ(refusal(mapping_of(0, 1), c), "tp_size is 0 and pp_size is 1; both must be at least 1");
   EXPECT_EQ(refusal(mapping_of(1, -2), c),
             "tp_size is 1 and pp_size is -2; both must be at least 1");
   EXPECT_EQ(refusal(mapping_of(1, 6), c),

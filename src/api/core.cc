@@ -1,0 +1,152 @@
+#include "api/core.h"
+
+#include <algorithm>
+
+#include "api/convert.h"
+
+namespace ostro {
+
+Executor::Core::Core(engine::Rank& rank, const model::EngineConfig& engine,
+                     const ExecutorConfig& config, std::unique_ptr<api::Resources> resources)
+    : resources_(std::move(resources)),
+      config_(config),
+      model_(api::model_info(engine.model, engine.dummy)),
+      engine_(rank, engine.model, api::to_engine(config)) {
+  OSTRO_REQUIRE(config.max_queue_size >= 0, "max_queue_size is ", config.max_queue_size,
+                "; it must be 0 (no limit) or more");
+  statistics_.kv_blocks_total = rank.limits().kv_blocks;
+  statistics_.kv_block_tokens = rank.limits().block_tokens;
+  thread_ = std::thread([this] { run(); });
+}
+
+Executor::Core::~Core() { shutdown(Drain::no); }
+
+double Executor::Core::since(Clock::time_point begin) const {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+// Clients.
+
+Submission Executor::Core::submit(Request request) {
+  Arrival arrival;
+  arrival.submitted = Clock::now();
+  arrival.streaming = request.streaming;
+  arrival.deadline = request.time_limit.count() > 0 ? arrival.submitted + request.time_limit
+                                                    : Clock::time_point::max();
+  Submission result;
+  try {
+    OSTRO_REQUIRE(request.time_limit.count() >= 0, "time_limit is ", request.time_limit.count(),
+                  " ms; it must be 0 (none) or more");
+    arrival.request = api::to_engine(std::move(request));
+    engine_.check(arrival.request);
+  } catch (const InvalidArgument& e) {
+    result = {SubmitStatus::invalid, 0, e.what()};
+  } catch (const Unsupported& e) {
+    result = {SubmitStatus::unsupported, 0, e.what()};
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    if (result) {
+      if (failure_)
+        result = {SubmitStatus::failed, 0, failure_text_};
+      else if (shut_down_)
+        result = {SubmitStatus::shut_down, 0, "the executor is shutting down"};
+      else if (config_.max_queue_size > 0 && statistics_.queued >= config_.max_queue_size)
+        result = {SubmitStatus::queue_full, 0,
+                  text(statistics_.queued, " requests wait; there is room for ",
+                       config_.max_queue_size)};
+    }
+    if (!result) {
+      ++statistics_.rejected;
+      return result;
+    }
+    result.id = arrival.id = next_id_++;
+    tickets_.emplace(result.id, Ticket{});
+    inbox_.arrivals.push_back(std::move(arrival));
+    ++statistics_.accepted;
+    ++statistics_.queued;
+    ++statistics_.open;
+  }
+  work_.notify_one();
+  return result;
+}
+
+std::vector<Response> Executor::Core::hand_out(std::map<RequestId, Ticket>::iterator ticket) {
+  std::vector<Response> all = std::exchange(ticket->second.ready, {});
+  with_responses_.erase(ticket->first);
+  if (ticket->second.finished) tickets_.erase(ticket);
+  return all;
+}
+
+std::vector<Response> Executor::Core::await_responses(std::chrono::milliseconds timeout) {
+  std::unique_lock lock(mutex_);
+  ready_.wait_for(lock, timeout, [&] { return !with_responses_.empty() || ended_; });
+  std::vector<Response> all;
+  while (!with_responses_.empty())
+    for (Response& r : hand_out(tickets_.find(*with_responses_.begin())))
+      all.push_back(std::move(r));
+  return all;
+}
+
+std::vector<Response> Executor::Core::await_responses(RequestId id,
+                                                      std::chrono::milliseconds timeout) {
+  std::unique_lock lock(mutex_);
+  // Another thread may fetch the last response while this one waits.
+  ready_.wait_for(lock, timeout, [&] {
+    const auto it = tickets_.find(id);
+    return it == tickets_.end() || !it->second.ready.empty() || ended_;
+  });
+  const auto it = tickets_.find(id);
+  return it == tickets_.end() ? std::vector<Response>{} : hand_out(it);
+}
+
+bool Executor::Core::cancel(RequestId id) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto it = tickets_.find(id);
+    if (it == tickets_.end() || it->second.finished) return false;
+    inbox_.cancels.push_back(id);
+  }
+  work_.notify_one();
+  return true;
+}
+
+void Executor::Core::shutdown(Drain drain) {
+  {
+    const std::lock_guard lock(mutex_);
+    shut_down_ = true;
+    inbox_.stop = true;
+    if (drain == Drain::no) inbox_.cancel_all = true;
+  }
+  work_.notify_one();
+  const std::lock_guard lock(join_);
+  if (thread_.joinable()) thread_.join();
+}
+
+std::string Executor::Core::failure() const {
+  const std::lock_guard lock(mutex_);
+  return failure_text_;
+}
+
+void Executor::Core::rethrow_failure() const {
+  std::exception_ptr failure;
+  {
+    const std::lock_guard lock(mutex_);
+    failure = failure_;
+  }
+  if (failure) std::rethrow_exception(failure);
+}
+
+ExecutorStatistics Executor::Core::statistics() const {
+  const std::lock_guard lock(mutex_);
+  return statistics_;
+}
+
+std::vector<IterationStatistics> Executor::Core::take_iteration_statistics() {
+  const std::lock_guard lock(mutex_);
+  std::vector<IterationStatistics> all(iterations_.begin(), iterations_.end());
+  iterations_.clear();
+  return all;
+}
+
+}  // namespace ostro
