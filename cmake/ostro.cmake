@@ -43,3 +43,19 @@ function(ostro_test path)
   endif()
   set_tests_properties(${name} PROPERTIES LABELS "${A_LABELS}" TIMEOUT 300)
 endfunction()
+
+# ostro_gpu_test(ops/norm SRCS more.cc): tests/ops/norm_test.cc once more as gpu.ops.norm, label gpu,
+# which is skipped where there is no GPU.
+function(ostro_gpu_test path)
+  cmake_parse_arguments(A "" "" "SRCS" ${ARGN})
+  string(REPLACE "/" "_" target gpu_${path}_test)
+  string(REPLACE "/" "." name gpu.${path})
+  set(cuda ${PROJECT_SOURCE_DIR}/tests/backends/cuda)
+  add_executable(${target} ${PROJECT_SOURCE_DIR}/tests/${path}_test.cc ${cuda}/gpu_main.cc
+                           ${cuda}/mirror.cc ${A_SRCS})
+  ostro_compile_options(${target})
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  target_link_libraries(${target} PRIVATE backends_cuda GTest::gtest)
+  add_test(NAME ${name} COMMAND ${target})
+  set_tests_properties(${name} PROPERTIES LABELS gpu TIMEOUT 300 SKIP_RETURN_CODE 77)
+endfunction()

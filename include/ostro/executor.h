@@ -64,13 +64,11 @@ struct SamplingConfig {
   float presence_penalty = 0;
   float frequency_penalty = 0;
   std::int32_t no_repeat_ngram_size = 0;  // 0: off
-  std::vector<std::pair<TokenId, float>> logit_bias;
-  std::vector<std::vector<TokenId>> bad_words;
+  std::vector<std::pair<TokenId, float>> logit_bias = {};
+  std::vector<std::vector<TokenId>> bad_words = {};
   std::int64_t min_tokens = 0;  // stop sequences do not end the output before it either
 
-  // Beam search, for num_beams > 1: transformers' algorithm and scores. 1 to 6 above apply to the
-  // log-probabilities, 7 and 8 do not. Finished beams rank by
-  // sum of log-probabilities / tokens ^ length_penalty.
+  // Beam search, for num_beams > 1. This build has none yet: submit() answers `unsupported`.
   std::int32_t num_beams = 1;
   float length_penalty = 1;
   EarlyStopping early_stopping = EarlyStopping::no;
@@ -78,26 +76,26 @@ struct SamplingConfig {
 };
 
 struct Request {
-  std::vector<TokenId> prompt;       // at least one
+  std::vector<TokenId> prompt = {};  // at least one
   std::int64_t max_new_tokens = 16;  // 0: only the prompt is scored
-  SamplingConfig sampling;
-  std::int32_t num_return_sequences = 1;  // at most num_beams, if that is over 1
-  std::vector<TokenId> end_ids;           // any of these ends a sequence; ModelInfo has the model's
-  std::vector<std::vector<TokenId>> stop_sequences;  // so does an output that ends with one
+  SamplingConfig sampling = {};
+  std::int32_t num_return_sequences = 1;  // 1 to 128
+  std::vector<TokenId> end_ids = {};      // any of these ends a sequence; ModelInfo has the model's
+  std::vector<std::vector<TokenId>> stop_sequences = {};  // so does an output that ends with one
 
   std::int32_t priority = 0;  // a waiting request of higher priority starts first
   // Users share the engine fairly, by tokens computed for each, whatever number of requests they
   // bring. Requests without a name are one user.
-  std::string user;
-  std::string cache_salt;  // cached prompts are reused among requests of one salt alone
+  std::string user = {};
+  std::string cache_salt = {};  // cached prompts are reused among requests of one salt alone
   std::chrono::milliseconds time_limit{0};  // since submit(); 0: none
 
   // Log-probabilities (natural, of the model: before everything that SamplingConfig does) of each
   // new token; a value k > 0: also the k most likely tokens at its place, the best first.
-  std::optional<std::int32_t> log_probs;
-  std::optional<std::int32_t> prompt_log_probs;  // the same for prompt tokens 1, 2, ...
-  bool logits = false;                           // the model's, of each new token
-  bool prompt_logits = false;                    // those that follow each prompt token
+  std::optional<std::int32_t> log_probs = {};
+  std::optional<std::int32_t> prompt_log_probs = {};  // the same for prompt tokens 1, 2, ...
+  bool logits = false;                                // the model's, of each new token
+  bool prompt_logits = false;                         // those that follow each prompt token
   bool streaming = true;  // false: one response a sequence, when it has ended
 };
 
@@ -113,7 +111,7 @@ enum class SubmitStatus {
 struct Submission {
   SubmitStatus status = SubmitStatus::accepted;
   RequestId id = 0;  // > 0 if accepted
-  std::string message;
+  std::string message = {};
 
   explicit operator bool() const { return status == SubmitStatus::accepted; }
 };
@@ -150,24 +148,24 @@ struct Response {
   RequestId id = 0;
   std::int32_t sequence = 0;  // 0 to num_return_sequences - 1
   // New since the last response; the end id and a stop sequence are among them.
-  std::vector<TokenId> tokens;
-  std::vector<float> log_probs;                         // [tokens], if asked for
-  std::vector<std::vector<TokenLogProb>> alternatives;  // [tokens], if asked for
-  std::vector<float> logits;                            // [tokens, vocab], if asked for
+  std::vector<TokenId> tokens = {};
+  std::vector<float> log_probs = {};                         // [tokens], if asked for
+  std::vector<std::vector<TokenLogProb>> alternatives = {};  // [tokens], if asked for
+  std::vector<float> logits = {};                            // [tokens, vocab], if asked for
   double score =
       0;  // of a finished beam; else the sum of the log-probabilities so far, if asked for
 
   // Of the next prompt tokens, on sequence 0 before its first token; what was asked for.
-  std::vector<float> prompt_log_probs;
-  std::vector<std::vector<TokenLogProb>> prompt_alternatives;
-  std::vector<float> prompt_logits;  // [prompt tokens, vocab]
+  std::vector<float> prompt_log_probs = {};
+  std::vector<std::vector<TokenLogProb>> prompt_alternatives = {};
+  std::vector<float> prompt_logits = {};  // [prompt tokens, vocab]
 
   bool is_final = false;  // of this sequence
   bool is_last = false;   // of the request: no response of it follows, `statistics` are complete
   FinishReason finish = FinishReason::none;
   std::size_t stop_index = 0;  // FinishReason::stop: which of stop_sequences
-  std::string error;
-  RequestStatistics statistics;
+  std::string error = {};
+  RequestStatistics statistics = {};
 };
 
 enum class CapacityPolicy {
@@ -187,7 +185,7 @@ struct KvCacheConfig {
 };
 
 struct ExecutorConfig {
-  std::string engine_dir;           // written by `ostro build`, for one rank
+  std::string engine_dir = {};      // written by `ostro build`
   std::string device = "auto";      // auto, cpu or cuda
   int threads = 0;                  // of a CPU; 0: all cores
   std::int64_t max_batch_size = 0;  // sequences in one step; 0: the engine's, or 256 on a CPU
@@ -195,9 +193,9 @@ struct ExecutorConfig {
   std::int64_t max_logit_rows = 0;  // prompt tokens of one step that are scored; 0: max_batch_size
   std::int64_t max_queue_size = 0;  // requests that wait; 0: no limit
   CapacityPolicy capacity_policy = CapacityPolicy::guaranteed_no_evict;
-  KvCacheConfig kv_cache;
-  std::size_t iteration_statistics = 1000;              // steps that are remembered
-  std::function<void(Severity, std::string_view)> log;  // may be called from several threads
+  KvCacheConfig kv_cache = {};
+  std::size_t iteration_statistics = 1000;                   // steps that are remembered
+  std::function<void(Severity, std::string_view)> log = {};  // may be called from several threads
 };
 
 // One step.
@@ -230,11 +228,11 @@ struct ExecutorStatistics {
 };
 
 struct ModelInfo {
-  std::string architecture;  // "MixtralForCausalLM"
+  std::string architecture = {};  // "MixtralForCausalLM"
   std::int64_t vocab = 0;
   std::int64_t context = 0;  // tokens of prompt and output at most
-  std::optional<TokenId> bos_id;
-  std::vector<TokenId> end_ids;
+  std::optional<TokenId> bos_id = {};
+  std::vector<TokenId> end_ids = {};
   bool dummy = false;  // weights drawn at random: the output means nothing
 };
 
@@ -242,8 +240,7 @@ enum class Drain { no, yes };
 
 class Executor {
  public:
-  // Loads an engine on this process. An engine of several ranks runs under `ostro serve` or `ostro
-  // run`, which start the ranks.
+  // Loads an engine on this process, whatever number of ranks it was built for.
   explicit Executor(const ExecutorConfig&);
   // As shutdown(Drain::no).
   ~Executor();
@@ -278,6 +275,7 @@ class Executor {
   // For src/api, which also makes executors over the ranks that the command line has started.
   class Core;
   explicit Executor(std::unique_ptr<Core>);
+  const Core& core() const { return *core_; }
 
  private:
   std::unique_ptr<Core> core_;

@@ -71,11 +71,16 @@ engine::RankOptions rank_options(const ExecutorConfig& config, std::int64_t rank
 
 FinishReason to_public(engine::Finish finish) {
   switch (finish) {
-    case engine::Finish::none: return FinishReason::none;
-    case engine::Finish::length: return FinishReason::length;
-    case engine::Finish::end_id: return FinishReason::end_id;
-    case engine::Finish::stop: return FinishReason::stop;
-    case engine::Finish::cancelled: return FinishReason::cancelled;
+    case engine::Finish::none:
+      return FinishReason::none;
+    case engine::Finish::length:
+      return FinishReason::length;
+    case engine::Finish::end_id:
+      return FinishReason::end_id;
+    case engine::Finish::stop:
+      return FinishReason::stop;
+    case engine::Finish::cancelled:
+      return FinishReason::cancelled;
   }
   OSTRO_THROW(InternalError, "a sequence finished with ", int(finish));
 }
@@ -91,15 +96,18 @@ ModelInfo model_info(const model::ModelConfig& config, bool dummy) {
   return info;
 }
 
-void add(engine::Event&& event, const engine::Request& request, Response& r) {
+void add(engine::Event&& event, const Wanted& wanted, Response& r) {
   append(std::move(event.prompt_log_probs), r.prompt_log_probs);
   append(std::move(event.prompt_logits), r.prompt_logits);
   for (const auto& alternatives : event.prompt_alternatives)
     r.prompt_alternatives.push_back(to_public(alternatives));
   if (!event.has_token) return;
   r.tokens.push_back(event.token);
-  if (request.log_probs) r.log_probs.push_back(event.log_prob);
-  if (request.alternatives > 0) r.alternatives.push_back(to_public(event.alternatives));
+  if (wanted.log_probs) {
+    r.log_probs.push_back(event.log_prob);
+    r.score += event.log_prob;
+  }
+  if (wanted.alternatives) r.alternatives.push_back(to_public(event.alternatives));
   append(std::move(event.logits), r.logits);
 }
 

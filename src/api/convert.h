@@ -13,7 +13,14 @@ engine::RankOptions rank_options(const ExecutorConfig&, std::int64_t ranks_on_ho
 FinishReason to_public(engine::Finish);
 ModelInfo model_info(const model::ModelConfig&, bool dummy);
 
-// Adds what the event tells, but for its end, to a response; `request` says what is wanted.
-void add(engine::Event&&, const engine::Request& request, Response&);
+// What of a token its client asked for.
+struct Wanted {
+  bool log_probs = false;
+  bool alternatives = false;
+  bool streaming = true;
+};
+
+// Adds what the event tells, but for its end, to a response.
+void add(engine::Event&&, const Wanted&, Response&);
 
 }  // namespace ostro::api

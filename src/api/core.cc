@@ -5,6 +5,12 @@
 #include "api/convert.h"
 
 namespace ostro {
+namespace {
+
+// Longer than any process lives; the clock can still count it.
+constexpr std::chrono::milliseconds kForever = std::chrono::hours(24 * 365 * 10);
+
+}  // namespace
 
 Executor::Core::Core(engine::Rank& rank, const model::EngineConfig& engine,
                      const ExecutorConfig& config, std::unique_ptr<api::Resources> resources)
@@ -31,8 +37,8 @@ Submission Executor::Core::submit(Request request) {
   Arrival arrival;
   arrival.submitted = Clock::now();
   arrival.streaming = request.streaming;
-  arrival.deadline = request.time_limit.count() > 0 ? arrival.submitted + request.time_limit
-                                                    : Clock::time_point::max();
+  const bool limited = request.time_limit.count() > 0 && request.time_limit < kForever;
+  arrival.deadline = limited ? arrival.submitted + request.time_limit : Clock::time_point::max();
   Submission result;
   try {
     OSTRO_REQUIRE(request.time_limit.count() >= 0, "time_limit is ", request.time_limit.count(),
@@ -52,9 +58,9 @@ Submission Executor::Core::submit(Request request) {
       else if (shut_down_)
         result = {SubmitStatus::shut_down, 0, "the executor is shutting down"};
       else if (config_.max_queue_size > 0 && statistics_.queued >= config_.max_queue_size)
-        result = {SubmitStatus::queue_full, 0,
-                  text(statistics_.queued, " requests wait; there is room for ",
-                       config_.max_queue_size)};
+        result = {
+            SubmitStatus::queue_full, 0,
+            text(statistics_.queued, " requests wait; there is room for ", config_.max_queue_size)};
     }
     if (!result) {
       ++statistics_.rejected;
@@ -80,7 +86,8 @@ std::vector<Response> Executor::Core::hand_out(std::map<RequestId, Ticket>::iter
 
 std::vector<Response> Executor::Core::await_responses(std::chrono::milliseconds timeout) {
   std::unique_lock lock(mutex_);
-  ready_.wait_for(lock, timeout, [&] { return !with_responses_.empty() || ended_; });
+  ready_.wait_for(lock, std::min(timeout, kForever),
+                  [&] { return !with_responses_.empty() || ended_; });
   std::vector<Response> all;
   while (!with_responses_.empty())
     for (Response& r : hand_out(tickets_.find(*with_responses_.begin())))
@@ -92,7 +99,7 @@ std::vector<Response> Executor::Core::await_responses(RequestId id,
                                                       std::chrono::milliseconds timeout) {
   std::unique_lock lock(mutex_);
   // Another thread may fetch the last response while this one waits.
-  ready_.wait_for(lock, timeout, [&] {
+  ready_.wait_for(lock, std::min(timeout, kForever), [&] {
     const auto it = tickets_.find(id);
     return it == tickets_.end() || !it->second.ready.empty() || ended_;
   });

@@ -1,7 +1,6 @@
 // What is behind an Executor: one thread that steps an engine, and the queues around it.
 #pragma once
 
-#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -10,6 +9,7 @@
 #include <set>
 #include <thread>
 
+#include "api/convert.h"
 #include "engine/engine.h"
 #include "ostro/executor.h"
 
@@ -58,9 +58,11 @@ class Executor::Core {
   // A request as the step thread sees it.
   struct Open {
     RequestId id = 0;
-    Arrival arrival;  // its request is the engine's copy's twin without the prompt
-    std::vector<Response> pending;  // of each sequence, what is not delivered yet
-    std::vector<bool> ended;        // sequences
+    Clock::time_point submitted;
+    Clock::time_point deadline;
+    api::Wanted wanted;
+    std::vector<Response> pending;  // of each sequence: what has not been delivered
+    std::vector<bool> ended;        // of each sequence
     RequestStatistics statistics;
   };
   // A request as its client sees it.
@@ -74,20 +76,20 @@ class Executor::Core {
     bool cancel_all = false;
     bool stop = false;
   };
-  enum class End { finished, cancelled, timed_out, failed };
 
   void run();
   void loop();
   Inbox wait_for_work();
   void admit(Arrival);
+  void abandon(RequestId, FinishReason);
   void expire();
   void step();
-  void take(engine::Event&&, std::vector<Response>& out);
-  // Ends a request that still has open sequences; the engine has forgotten it.
-  void abandon(Open&, FinishReason, const std::string& error, std::vector<Response>& out);
-  void abandon(RequestId, FinishReason);
+  void take(engine::Event&&, std::vector<Response>&);
+  void record(Clock::time_point begin, std::int64_t started_prompt_tokens);
+  void end_all(Open&, FinishReason, const std::string& error, std::vector<Response>&);
+  void forget(engine::RequestId);
   void deliver(std::vector<Response>);
-  void fail_all();
+  void fail(std::exception_ptr);
   double since(Clock::time_point) const;
   std::vector<Response> hand_out(std::map<RequestId, Ticket>::iterator);
 

@@ -23,7 +23,7 @@ void Executor::Core::run() {
   try {
     loop();
   } catch (...) {
-    fail_all();
+    fail(std::current_exception());
   }
   {
     const std::lock_guard lock(mutex_);
@@ -51,9 +51,8 @@ void Executor::Core::loop() {
 Executor::Core::Inbox Executor::Core::wait_for_work() {
   std::unique_lock lock(mutex_);
   if (engine_.idle())
-    work_.wait(lock, [&] {
-      return !inbox_.arrivals.empty() || !inbox_.cancels.empty() || inbox_.stop;
-    });
+    work_.wait(lock,
+               [&] { return !inbox_.arrivals.empty() || !inbox_.cancels.empty() || inbox_.stop; });
   Inbox inbox = std::move(inbox_);
   inbox_ = {};
   inbox_.stop = inbox.stop;
@@ -61,23 +60,51 @@ Executor::Core::Inbox Executor::Core::wait_for_work() {
 }
 
 void Executor::Core::admit(Arrival arrival) {
-  const engine::RequestId engine_id = engine_.submit(arrival.request);
-  arrival.request.prompt.clear();
-  const RequestId id = arrival.id;
-  engine_id_.emplace(id, engine_id);
-  if (arrival.deadline != Clock::time_point::max()) deadlines_.emplace(arrival.deadline, id);
-  const auto sequences = std::size_t(arrival.request.sequences);
-  Open open{.id = id,
-            .arrival = std::move(arrival),
+  const engine::Request& request = arrival.request;
+  const auto sequences = std::size_t(request.sequences);
+  Open open{.id = arrival.id,
+            .submitted = arrival.submitted,
+            .deadline = arrival.deadline,
+            .wanted = {.log_probs = request.log_probs,
+                       .alternatives = request.alternatives > 0,
+                       .streaming = arrival.streaming},
             .pending = std::vector<Response>(sequences),
             .ended = std::vector<bool>(sequences, false),
             .statistics = {}};
   for (std::size_t i = 0; i < sequences; ++i) {
-    open.pending[i].id = id;
+    open.pending[i].id = arrival.id;
     open.pending[i].sequence = std::int32_t(i);
   }
-  open.statistics.prompt_tokens = engine_.usage(engine_id).prompt_tokens;
+  open.statistics.prompt_tokens = std::int64_t(request.prompt.size());
+  const engine::RequestId engine_id = engine_.submit(std::move(arrival.request));
+  engine_id_.emplace(arrival.id, engine_id);
+  if (arrival.deadline != Clock::time_point::max())
+    deadlines_.emplace(arrival.deadline, arrival.id);
   open_.emplace(engine_id, std::move(open));
+}
+
+// Ends a request from outside; nothing if it has ended meanwhile.
+void Executor::Core::abandon(RequestId id, FinishReason reason) {
+  const auto it = engine_id_.find(id);
+  if (it == engine_id_.end()) return;
+  const engine::RequestId engine_id = it->second;
+  Open& open = open_.at(engine_id);
+  const engine::Usage usage = engine_.usage(engine_id);
+  open.statistics.reused_tokens = usage.reused_tokens;
+  open.statistics.output_tokens = usage.output_tokens;
+  open.statistics.pauses = usage.pauses;
+  engine_.cancel(engine_id);
+  std::vector<Response> responses;
+  end_all(open, reason, "", responses);
+  forget(engine_id);
+  deliver(std::move(responses));
+}
+
+void Executor::Core::forget(engine::RequestId engine_id) {
+  const auto it = open_.find(engine_id);
+  deadlines_.erase({it->second.deadline, it->second.id});
+  engine_id_.erase(it->second.id);
+  open_.erase(it);
 }
 
 void Executor::Core::expire() {
@@ -91,46 +118,129 @@ void Executor::Core::step() {
   const engine::StepReport& report = engine_.report();
   OSTRO_CHECK(report.sequences > 0, engine_.running(), " sequences run and ", engine_.waiting(),
               " wait, and none has a share of the step");
+  std::int64_t prompt_tokens = 0;
   for (engine::RequestId id : report.started) {
     Open& open = open_.at(id);
-    open.statistics.started_s = since(open.arrival.submitted);
+    open.statistics.started_s = since(open.submitted);
+    prompt_tokens += open.statistics.prompt_tokens * std::int64_t(open.pending.size());
   }
-  std::int64_t prompts = 0, reused = 0;
-  for (engine::RequestId id : report.started) {
-    const engine::Usage usage = engine_.usage(id);
-    prompts += open_.at(id).statistics.prompt_tokens;
-    reused += usage.reused_tokens;
-  }
-  std::int64_t pauses = 0;
   std::vector<Response> responses;
-  for (engine::Event& event : events) {
-    if (event.last) pauses += event.usage.pauses;
-    take(std::move(event), responses);
-  }
+  for (engine::Event& event : events) take(std::move(event), responses);
+  record(begin, prompt_tokens);
+  deliver(std::move(responses));
+}
+
+void Executor::Core::record(Clock::time_point begin, std::int64_t started_prompt_tokens) {
+  const engine::StepReport& report = engine_.report();
   const kv::BlockPool& pool = engine_.pool();
+  const std::lock_guard lock(mutex_);
+  ExecutorStatistics& s = statistics_;
+  ++s.iterations;
+  s.queued -= std::int64_t(report.started.size());
+  s.prompt_tokens += started_prompt_tokens;
+  s.reused_tokens = report.reused_tokens_total;
+  s.pauses = report.pauses_total;
+  s.output_tokens += report.output_tokens;
+  s.kv_blocks_used = pool.total() - pool.available();
+  s.kv_blocks_cached = pool.cached();
+  s.busy_s += since(begin);
+  if (config_.iteration_statistics == 0) return;
+  if (iterations_.size() == config_.iteration_statistics) iterations_.pop_front();
+  iterations_.push_back({.iteration = s.iterations,
+                         .end_s = since(made_),
+                         .step_s = since(begin),
+                         .running = report.sequences,
+                         .waiting = std::int64_t(engine_.waiting()),
+                         .prompt_tokens = report.prompt_tokens,
+                         .output_tokens = report.output_tokens,
+                         .kv_blocks_used = s.kv_blocks_used,
+                         .kv_blocks_cached = s.kv_blocks_cached});
+}
+
+void Executor::Core::take(engine::Event&& event, std::vector<Response>& out) {
+  const engine::RequestId engine_id = event.id;
+  Open& open = open_.at(engine_id);
+  RequestStatistics& statistics = open.statistics;
+  if (event.has_token && statistics.first_token_s < 0)
+    statistics.first_token_s = since(open.submitted);
+  statistics.reused_tokens = event.usage.reused_tokens;
+  statistics.output_tokens = event.usage.output_tokens;
+  statistics.pauses = event.usage.pauses;
+
+  const auto i = std::size_t(event.sequence);
+  const bool last = event.last;
+  Response& r = open.pending[i];
+  r.finish = api::to_public(event.finish);
+  r.is_final = r.finish != FinishReason::none;
+  r.is_last = last;
+  r.stop_index = event.stop_index;
+  api::add(std::move(event), open.wanted, r);
+  if (r.is_final) open.ended[i] = true;
+  if (r.is_last) statistics.finished_s = since(open.submitted);
+  if (open.wanted.streaming || r.is_final) {
+    const Response rest{.id = r.id, .sequence = r.sequence, .score = r.score};
+    r.statistics = statistics;
+    out.push_back(std::exchange(r, rest));
+  }
+  if (last) forget(engine_id);
+}
+
+// The last responses of a request that ends before its sequences do.
+void Executor::Core::end_all(Open& open, FinishReason reason, const std::string& error,
+                             std::vector<Response>& out) {
+  open.statistics.finished_s = since(open.submitted);
+  for (std::size_t i = 0; i < open.pending.size(); ++i) {
+    if (open.ended[i]) continue;
+    Response& r = open.pending[i];
+    r.is_final = true;
+    r.finish = reason;
+    r.error = error;
+    r.statistics = open.statistics;
+    out.push_back(std::move(r));
+  }
+  out.back().is_last = true;
+}
+
+void Executor::Core::deliver(std::vector<Response> responses) {
+  if (responses.empty()) return;
   {
     const std::lock_guard lock(mutex_);
-    ExecutorStatistics& s = statistics_;
-    ++s.iterations;
-    s.queued -= std::int64_t(report.started.size());
-    s.prompt_tokens += prompts;
-    s.reused_tokens += reused;
-    s.output_tokens += report.output_tokens;
-    s.pauses += pauses;
-    s.kv_blocks_used = pool.total() - pool.available();
-    s.kv_blocks_cached = pool.cached();
-    s.busy_s += since(begin);
-    if (config_.iteration_statistics == 0) return deliver(std::move(responses));
-    if (iterations_.size() == config_.iteration_statistics) iterations_.pop_front();
-    iterations_.push_back({.iteration = s.iterations,
-                           .end_s = since(made_),
-                           .step_s = since(begin),
-                           .running = report.sequences,
-                           .waiting = std::int64_t(engine_.waiting()),
-                           .prompt_tokens = report.prompt_tokens,
-                           .output_tokens = report.output_tokens,
-                           .kv_blocks_used = s.kv_blocks_used,
-                           .kv_blocks_cached = s.kv_blocks_cached});
+    for (Response& r : responses) {
+      Ticket& ticket = tickets_.at(r.id);
+      with_responses_.insert(r.id);
+      if (r.is_last) {
+        ticket.finished = true;
+        --statistics_.open;
+        if (r.statistics.started_s < 0) --statistics_.queued;
+        ++(r.finish == FinishReason::cancelled   ? statistics_.cancelled
+           : r.finish == FinishReason::timed_out ? statistics_.timed_out
+           : r.finish == FinishReason::error     ? statistics_.failed
+                                                 : statistics_.finished);
+      }
+      ticket.ready.push_back(std::move(r));
+    }
+  }
+  ready_.notify_all();
+}
+
+// Every request that is open ends with the error, those that the engine has not seen included.
+void Executor::Core::fail(std::exception_ptr failure) {
+  std::vector<Response> responses;
+  {
+    const std::lock_guard lock(mutex_);
+    failure_ = failure;
+    failure_text_ = describe(failure);
+    for (const auto& [id, ticket] : tickets_) {
+      if (ticket.finished) continue;
+      if (const auto it = engine_id_.find(id); it != engine_id_.end())
+        end_all(open_.at(it->second), FinishReason::error, failure_text_, responses);
+      else
+        responses.push_back({.id = id,
+                             .is_final = true,
+                             .is_last = true,
+                             .finish = FinishReason::error,
+                             .error = failure_text_});
+    }
   }
   deliver(std::move(responses));
 }

@@ -58,7 +58,8 @@ class Timer {
                     .end_ids = {},
                     .logits = false,
                     .prompt_logits = false,
-                    .prompt_log_probs = false});
+                    .prompt_log_probs = false,
+                    .log_probs = false});
   }
 
   // Seconds until every request of the batch had a token, and of each step after that.

@@ -322,7 +322,7 @@ EngineConfig engine_config(const BuildFlags& flags, const checkpoint::Checkpoint
 }  // namespace
 
 int build_command(const Arguments& args) {
-  CLI::App app("Turns a checkpoint, or dummy weights, into an engine.", "build");
+  CLI::App app("Turns a checkpoint, or dummy weights, into an engine.", "ostro build");
   BuildFlags flags;
   flags.add(app);
   if (!parse(app, args)) return 0;

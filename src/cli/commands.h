@@ -11,6 +11,7 @@ using Arguments = std::vector<std::string>;
 
 int build_command(const Arguments&);
 int run_command(const Arguments&);
+int serve_command(const Arguments&);
 int bench_command(const Arguments&);
 int eval_command(const Arguments&);
 int inspect_command(const Arguments&);

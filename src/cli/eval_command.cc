@@ -118,7 +118,7 @@ int eval_command(const Arguments& args) {
       !args.empty() && (args[0] == "perplexity" || args[0] == "--help" || args[0] == "-h"),
       "ostro eval needs what to measure; there is: perplexity");
   CLI::App app("Scores texts: the mean negative log-likelihood of every token after the first.",
-               "eval perplexity");
+               "ostro eval perplexity");
   EvalFlags flags;
   flags.add(app);
   if (!parse(app, args[0] == "perplexity" ? Arguments(args.begin() + 1, args.end()) : args))

@@ -63,15 +63,15 @@ bool parse(CLI::App& app, std::vector<std::string> args) {
     std::cout << app.help();
     return false;
   } catch (const CLI::ParseError& e) {
-    OSTRO_THROW(InvalidArgument, e.what(), "; see ostro ", app.get_name(), " --help");
+    OSTRO_THROW(InvalidArgument, e.what(), "; see ", app.get_name(), " --help");
   }
   const std::vector<std::string> extra = app.remaining();
   if (extra.empty()) return true;
   const bool flag = extra[0].rfind("-", 0) == 0;
   const std::string word = extra[0].substr(0, extra[0].find('='));
   const std::string guess = flag ? nearest(word, flag_names(app)) : "";
-  OSTRO_THROW(InvalidArgument, "ostro ", app.get_name(), " has no ", flag ? "flag " : "argument ",
-              word, guess.empty() ? "" : "; the nearest is ", guess, "; see ostro ", app.get_name(),
+  OSTRO_THROW(InvalidArgument, app.get_name(), " has no ", flag ? "flag " : "argument ",
+              word, guess.empty() ? "" : "; the nearest is ", guess, "; see ", app.get_name(),
               " --help");
 }
 
@@ -83,7 +83,13 @@ void LogFlag::add(CLI::App& app, const char* fallback) {
 }
 
 Log LogFlag::log() const {
-  return Log(parse_log_level(level_), [](LogLevel level, std::string_view message) {
+  LogLevel lowest;
+  try {
+    lowest = parse_log_level(level_);
+  } catch (const InvalidArgument& e) {
+    OSTRO_THROW(InvalidArgument, "--log_level: ", e.what());
+  }
+  return Log(lowest, [](LogLevel level, std::string_view message) {
     const std::string line = text("[ostro] [", name(level), "] ", message, '\n');
     std::fwrite(line.data(), 1, line.size(), stderr);
   });

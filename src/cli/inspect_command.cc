@@ -29,8 +29,9 @@ double weight_bytes(const checkpoint::EngineReader& engine) {
 void print_summary(const checkpoint::EngineReader& engine, const model::EngineConfig& e) {
   const model::ModelConfig& m = e.model;
   std::printf("%s\n", engine.dir().string().c_str());
-  line("model", m.architecture, ", ", m.layers, " layers, hidden ", m.hidden, ", ", m.heads,
-       " heads, ", m.kv_heads, " KV heads of ", m.head_dim, ", vocabulary ", m.vocab);
+  line("model", m.architecture, ", ", m.layers,
+       m.layers == 1 ? " layer, hidden " : " layers, hidden ", m.hidden, ", ", m.heads, " heads, ",
+       m.kv_heads, " KV heads of ", m.head_dim, ", vocabulary ", m.vocab);
   if (m.experts > 0)
     line("feed-forward", m.experts, " experts of ", m.inter, ", ", m.top_k, " a token");
   else
@@ -42,7 +43,8 @@ void print_summary(const checkpoint::EngineReader& engine, const model::EngineCo
   line("target", e.target);
   line("limits", "batch ", e.limits.max_batch_size, ", step ", e.limits.max_num_tokens,
        " tokens, input ", e.limits.max_input_len, ", output ", e.limits.max_output_len);
-  line("weights", size_text(weight_bytes(engine)), " in ", engine.ranks(), " files");
+  line("weights", size_text(weight_bytes(engine)), " in ", engine.ranks(),
+       engine.ranks() == 1 ? " file" : " files");
 }
 
 // What running the engine takes on each rank, by its own limits.
@@ -70,7 +72,8 @@ void print_tensors(const checkpoint::EngineReader& engine) {
 }  // namespace
 
 int inspect_command(const Arguments& args) {
-  CLI::App app("Shows what an engine is and what running it takes, without loading it.", "inspect");
+  CLI::App app("Shows what an engine is and what running it takes, without loading it.",
+               "ostro inspect");
   std::string engine_dir = "engine_outputs";
   bool verify = false, tensors = false, as_json = false;
   app.add_option("--engine_dir", engine_dir, "the engine")->capture_default_str();

@@ -1,3 +1,4 @@
+#include <csignal>
 #include <cstdio>
 #include <iostream>
 
@@ -18,14 +19,15 @@ constexpr Command kCommands[] = {
     {"build", "turn a Hugging Face or Meta checkpoint, or dummy weights, into an engine",
      build_command},
     {"run", "generate text with an engine", run_command},
+    {"serve", "answer many clients at once: an OpenAI-compatible HTTP server", serve_command},
     {"bench", "measure latency, and each kernel against this machine's ceilings", bench_command},
     {"eval", "score texts: perplexity", eval_command},
     {"inspect", "show an engine's configuration and tensors, or verify its files", inspect_command},
 };
 
 void print_help() {
-  std::cout
-      << "Ostro builds and runs Mixtral and LLaMA models.\n\nusage: ostro COMMAND [FLAGS]\n\ncommands:\n";
+  std::cout << "Ostro builds and runs Mixtral and LLaMA models.\n\nusage: ostro COMMAND "
+               "[FLAGS]\n\ncommands:\n";
   for (const Command& c : kCommands) std::printf("  %-8s  %s\n", c.name, c.summary);
   std::cout
       << "\n`ostro COMMAND --help` lists the flags of a command, `ostro --version` the version.\n";
@@ -56,6 +58,7 @@ int dispatch(Arguments args) {
 int main(int argc, char** argv) {
   using namespace ostro::cli;
   try {
+    std::signal(SIGXFSZ, SIG_IGN);  // a file beyond the limit is a failed write, which is told
     remember_command_line(argc, argv);
     return dispatch(normalised(argc, argv));
   } catch (...) {

@@ -53,6 +53,9 @@ std::vector<std::vector<std::int32_t>> encode(const PromptFlags& flags,
   std::vector<std::vector<std::int32_t>> prompts;
   if (flags.chat) {
     const txt::ChatTemplate chat = txt::ChatTemplate::load(flags.tokenizer_dir, *tokenizer);
+    if (!chat.from_checkpoint())
+      std::fprintf(stderr, "ostro: %s has no chat template; this is Mistral's form\n",
+                   flags.tokenizer_dir.c_str());
     for (const std::string& t : texts) {
       const txt::ChatMessage message{.role = "user", .content = t};
       const std::string rendered = chat.render(std::span(&message, 1), true);
@@ -71,7 +74,12 @@ std::vector<std::vector<std::int32_t>> read_all(const PromptFlags& flags,
   const std::string& file = flags.input_file;
   if (file.empty()) return encode(flags, flags.input_text, tokenizer);
   if (ends_with(file, ".txt")) return encode(flags, lines_of(file), tokenizer);
-  if (ends_with(file, ".npy")) return read_npy_rows(file);
+  if (ends_with(file, ".npy")) {
+    auto rows = read_npy_rows(file);
+    for (std::vector<std::int32_t>& row : rows)  // short rows are padded, as by --output_npy
+      while (!row.empty() && row.back() == -1) row.pop_back();
+    return rows;
+  }
   OSTRO_REQUIRE(ends_with(file, ".csv"), "--input_file is ", file,
                 "; it must be a .txt (a prompt a line), a .csv or a .npy (token ids)");
   std::vector<std::vector<std::int32_t>> prompts;

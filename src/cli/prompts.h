@@ -19,8 +19,8 @@ struct PromptFlags {
 };
 
 // Token ids of each prompt. Texts need `tokenizer` (may be null); ids in a .csv (a row of ids a
-// line, separated by commas or spaces) or .npy do not. Prompts over max_input_length lose their
-// left end, with a line on stderr.
+// line, separated by commas or spaces) or .npy (a row each, its end padded with -1) do not. Prompts
+// over max_input_length lose their left end, with a line on stderr.
 std::vector<std::vector<std::int32_t>> read_prompts(const PromptFlags&, const txt::Tokenizer*);
 
 }  // namespace ostro::cli

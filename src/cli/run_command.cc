@@ -1,5 +1,8 @@
 // ostro run: prompts in, generated text or ids out, as the seed's run.py prints them.
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <deque>
 #include <iostream>
@@ -53,8 +56,10 @@ void RunFlags::add(CLI::App& app) {
   app.add_option("--input_text", prompts.input_text, "one or more prompts")
       ->capture_default_str()
       ->group(in);
-  app.add_option("--input_file", prompts.input_file,
-                 "prompts from a .txt (one a line), .csv or .npy (token ids, one a row)")
+  app.add_option(
+         "--input_file", prompts.input_file,
+         "prompts from a .txt (one a line), .csv or .npy (token ids, one a row; a .npy row may end "
+         "in -1s)")
       ->group(in);
   app.add_option(
          "--max_input_length", prompts.max_input_length,
@@ -171,6 +176,22 @@ std::string joined(const std::vector<std::int32_t>& ids, const char* separator) 
   return s;
 }
 
+std::string quoted(const std::string& s) { return '"' + s + '"'; }
+
+// Not printf: a generated text may hold a NUL.
+void write_line(const std::string& line) {
+  std::fwrite(line.data(), 1, line.size(), stdout);
+  std::fputc('\n', stdout);
+}
+
+// Before anything is computed for it: that the file's directory exists and lets files be made.
+void check_can_be_written(const std::filesystem::path& path) {
+  if (path.empty()) return;
+  const std::filesystem::path parent = path.has_parent_path() ? path.parent_path() : ".";
+  OSTRO_REQUIRE(::access(parent.c_str(), W_OK | X_OK) == 0, "cannot write ", path.string(), ": ",
+                parent.string(), ": ", system_error_text(errno));
+}
+
 // The whole run on rank 0.
 class Run {
  public:
@@ -212,30 +233,38 @@ class Run {
       end_ids = {std::int32_t(flags_.end_id)};
     }
     const bool context_logits = !flags_.context_logits_npy.empty();
+    const bool log_probs = !flags_.log_probs_npy.empty() || !flags_.cum_log_probs_npy.empty();
     OSTRO_REQUIRE(!context_logits || prompts_.size() == 1,
                   "--output_context_logits_npy takes one prompt, there are ", prompts_.size());
     for (std::size_t i = 0; i < prompts_.size(); ++i) {
-      const engine::RequestId id = engine_.submit({.prompt = prompts_[i],
-                                                   .max_new_tokens = flags_.max_output_len,
-                                                   .sampling = flags_.sampling,
-                                                   .end_ids = end_ids,
-                                                   .logits = !flags_.logits_npy.empty(),
-                                                   .prompt_logits = context_logits,
-                                                   .prompt_log_probs = false});
+      const engine::RequestId id = submit(i, {.prompt = prompts_[i],
+                                              .max_new_tokens = flags_.max_output_len,
+                                              .sampling = flags_.sampling,
+                                              .end_ids = end_ids,
+                                              .logits = !flags_.logits_npy.empty(),
+                                              .prompt_logits = context_logits,
+                                              .prompt_log_probs = false,
+                                              .log_probs = log_probs});
       index_[id] = i;
       if (!tokenizer_) continue;
       sequences_[i].detokenizer = std::make_unique<txt::IncrementalDetokenizer>(*tokenizer_);
       sequences_[i].stops = std::make_unique<txt::StopStrings>(flags_.stop_words);
     }
     for (std::size_t i = 0; i < prompts_.size(); ++i) {
-      if (tokenizer_)
-        std::printf("Input [Text %zu]: \"%s\"\n", i,
-                    tokenizer_->decode(prompts_[i], false).c_str());
-      else
-        std::printf("Input [Text %zu]: %s\n", i, joined(prompts_[i], " ").c_str());
+      write_line(text(
+          "Input [Text ", i, "]: ",
+          tokenizer_ ? quoted(tokenizer_->decode(prompts_[i], false)) : joined(prompts_[i], " ")));
       if (streams_text()) std::printf("Output [Text 0 Beam 0]: \"");
     }
     std::fflush(stdout);
+  }
+
+  engine::RequestId submit(std::size_t prompt, engine::Request request) {
+    try {
+      return engine_.submit(std::move(request));
+    } catch (const InvalidArgument& e) {
+      OSTRO_THROW(InvalidArgument, "prompt ", prompt, ": ", e.what());
+    }
   }
 
   void take(engine::Event& event) {
@@ -281,10 +310,9 @@ class Run {
   }
 
   void print(std::size_t i) const {
-    if (tokenizer_)
-      std::printf("Output [Text %zu Beam 0]: \"%s\"\n", i, sequences_[i].text.c_str());
-    else
-      std::printf("Output [Text %zu Beam 0]: %s\n", i, joined(sequences_[i].ids, " ").c_str());
+    const Sequence& s = sequences_[i];
+    write_line(
+        text("Output [Text ", i, " Beam 0]: ", tokenizer_ ? quoted(s.text) : joined(s.ids, " ")));
     if (flags_.streaming) std::fflush(stdout);
   }
 
@@ -374,7 +402,7 @@ class Run {
 }  // namespace
 
 int run_command(const Arguments& args) {
-  CLI::App app("Generates text with an engine.", "run");
+  CLI::App app("Generates text with an engine.", "ostro run");
   RunFlags flags;
   flags.add(app);
   if (!parse(app, args)) return 0;
@@ -386,6 +414,11 @@ int run_command(const Arguments& args) {
                 flags.prompts.max_input_length, "; it must be at least 1");
   OSTRO_REQUIRE(flags.streaming_interval > 0, "--streaming_interval is ", flags.streaming_interval,
                 "; it must be at least 1");
+
+  for (const std::string& path :
+       {flags.output_csv, flags.output_npy, flags.logits_npy, flags.context_logits_npy,
+        flags.log_probs_npy, flags.cum_log_probs_npy})
+    check_can_be_written(path);
 
   std::unique_ptr<txt::Tokenizer> tokenizer;
   std::vector<std::vector<std::int32_t>> prompts;

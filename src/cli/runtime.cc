@@ -8,6 +8,7 @@
 
 #include "backends/cpu/backend.h"
 #include "cli/join_mpi.h"
+#include "cli/make_cuda_backend.h"
 #include "comm/local/launch.h"
 #include "comm/mpi_launch.h"
 
@@ -58,7 +59,22 @@ model::Mapping chosen_mapping(const RuntimeFlags& flags, const model::EngineConf
 void check_device(const std::string& device) {
   OSTRO_REQUIRE(device == "auto" || device == "cpu" || device == "cuda", "--device is \"", device,
                 "\"; it must be auto, cpu or cuda");
-  OSTRO_SUPPORTED(device != "cuda", "this build has no CUDA backend; it has: cpu");
+  OSTRO_SUPPORTED(device != "cuda" || built_with_cuda(),
+                  "this build has no CUDA backend; it has: cpu");
+}
+
+// What --device asks for. The ranks' collectives take host memory: auto is a GPU for one rank
+// alone.
+std::unique_ptr<ops::Backend> make_backend(const RuntimeFlags& flags, std::int64_t ranks, int cores,
+                                           const Log& log) {
+  if (flags.device == "cuda") {
+    OSTRO_SUPPORTED(ranks == 1, "--device cuda runs one rank, the engine has ", ranks);
+    return make_cuda_backend();
+  }
+  if (flags.device == "auto" && ranks == 1) {
+    if (auto gpu = find_cuda_backend(log)) return gpu;
+  }
+  return cpu::make_backend({.threads = flags.threads > 0 ? flags.threads : cores, .isa = "auto"});
 }
 
 // 0 stands for what is not given.
@@ -77,15 +93,22 @@ void check_sizes(const RuntimeFlags& flags) {
                 "; it must be in (0, 1]");
 }
 
-std::unique_ptr<comm::World> join_ranks(int wanted, const Log& log) {
+void print_error(std::string_view message) {
+  const std::string line = text("ostro: error: ", message, '\n');
+  std::fwrite(line.data(), 1, line.size(), stderr);
+}
+
+std::unique_ptr<comm::World> join_ranks(int wanted) {
+  // What ends the program is told whatever --log_level says.
+  const Log errors(LogLevel::error, [](LogLevel, std::string_view m) { print_error(m); });
   if (const auto launch = comm::mpi_launch()) {
     OSTRO_REQUIRE(launch->ranks == wanted, "the engine needs ", wanted,
                   wanted == 1 ? " rank" : " ranks", ", mpirun started ", launch->ranks,
                   "; run: mpirun -n ", wanted, ' ', command_line);
-    return join_mpi(log);
+    return join_mpi(errors);
   }
   if (wanted == 1) return comm::make_single_world();
-  return comm::local::start_ranks(wanted, {.log = log});
+  return comm::local::start_ranks(wanted, {.log = errors});
 }
 
 void run_rank(const RuntimeFlags& flags, std::int64_t max_logit_rows,
@@ -94,8 +117,7 @@ void run_rank(const RuntimeFlags& flags, std::int64_t max_logit_rows,
               const std::function<void(Session&)>& lead) {
   const int here = world.ranks_on_this_host();
   const int cores = cores_of_rank(world);
-  const int threads = flags.threads > 0 ? flags.threads : cores;
-  const auto backend = cpu::make_backend({.threads = threads, .isa = "auto"});
+  const auto backend = make_backend(flags, mapping.ranks(), cores, log);
   engine::Rank rank(engine, config, mapping, *backend, world.communicator(),
                     {.max_batch_size = flags.max_batch_size,
                      .max_num_tokens = flags.max_num_tokens,
@@ -182,7 +204,7 @@ int run_on_ranks(const RuntimeFlags& flags, std::int64_t max_logit_rows,
   if (config.dummy && prints())
     std::fputs("ostro: this engine has dummy weights: what it generates means nothing\n", stderr);
 
-  const std::unique_ptr<comm::World> world = join_ranks(int(mapping.ranks()), log);
+  const std::unique_ptr<comm::World> world = join_ranks(int(mapping.ranks()));
   Failure failure{0, ""};
   try {
     run_rank(flags, max_logit_rows, engine, config, mapping, *world, log, lead);
@@ -191,7 +213,7 @@ int run_on_ranks(const RuntimeFlags& flags, std::int64_t max_logit_rows,
   }
   std::fflush(stdout);
   const comm::Outcome end = world->finish(failure.code, failure.message);
-  if (!end.message.empty()) std::fprintf(stderr, "ostro: error: %s\n", end.message.c_str());
+  if (!end.message.empty()) print_error(end.message);
   return end.code;
 }
 

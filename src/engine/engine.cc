@@ -46,7 +46,8 @@ void Engine::check(const Request& request) const {
     check_ids(stop, "a stop sequence");
   }
   OSTRO_REQUIRE(request.max_new_tokens >= 0, request.max_new_tokens, " new tokens are asked for");
-  OSTRO_REQUIRE(request.sequences >= 1, request.sequences, " sequences are asked for");
+  OSTRO_REQUIRE(request.sequences >= 1 && request.sequences <= kMostSequences, request.sequences,
+                " sequences are asked for; there may be 1 to ", kMostSequences);
   OSTRO_REQUIRE(request.alternatives >= 0 && request.prompt_alternatives >= 0,
                 std::min(request.alternatives, request.prompt_alternatives),
                 " alternatives of a token are asked for");
@@ -150,6 +151,8 @@ model::Step Engine::assemble(const std::vector<sched::Share>& shares) const {
 void Engine::report(const std::vector<sched::Share>& shares) {
   report_ = {};
   report_.sequences = std::int64_t(shares.size());
+  report_.reused_tokens_total = scheduler_.reused();
+  report_.pauses_total = scheduler_.pauses();
   for (const sched::Share& share : shares) {
     const bool of_output = share.begin >= scheduler_.sequence(share.id).prompt_tokens;
     if (!of_output) report_.prompt_tokens += share.count;

@@ -22,6 +22,9 @@ struct StepReport {
   std::int64_t sequences = 0;      // in the step
   std::int64_t prompt_tokens = 0;  // rows of prompts, and of what a pause has lost
   std::int64_t output_tokens = 0;  // tokens that were chosen
+  // Of all steps so far.
+  std::int64_t reused_tokens_total = 0;
+  std::int64_t pauses_total = 0;
 };
 
 // Runs on rank 0 over a Rank; the other ranks follow(). Not thread-safe.

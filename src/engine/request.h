@@ -35,6 +35,8 @@ struct Sampling {
 void check(const Sampling&, std::int64_t vocab);
 void check(const Sampling&);  // all but the token ids
 
+inline constexpr std::int32_t kMostSequences = 128;
+
 struct Request {
   std::vector<std::int32_t> prompt;
   std::int64_t max_new_tokens = 0;  // 0: only the prompt is scored

@@ -92,13 +92,19 @@ std::uint64_t sequence_seed(std::uint64_t seed, std::int32_t i) {
 }
 
 std::int32_t argmax(std::span<const float> logits) {
-  std::int32_t best = -1;
-  for (std::size_t i = 0; i < logits.size(); ++i)
-    if (best < 0 ? logits[i] == logits[i] : logits[i] > logits[std::size_t(best)])
-      best = std::int32_t(i);
-  OSTRO_CHECK(best >= 0 && std::isfinite(logits[std::size_t(best)]), "no finite logit among ",
-              logits.size());
-  return best;
+  // The largest value first, in chains that do not wait for each other, then where it stands. A NaN
+  // compares as not larger.
+  constexpr std::size_t kChains = 16;
+  float largest[kChains];
+  std::fill_n(largest, kChains, -std::numeric_limits<float>::infinity());
+  std::size_t i = 0;
+  for (; i + kChains <= logits.size(); i += kChains)
+    for (std::size_t c = 0; c < kChains; ++c)
+      largest[c] = logits[i + c] > largest[c] ? logits[i + c] : largest[c];
+  for (; i < logits.size(); ++i) largest[0] = logits[i] > largest[0] ? logits[i] : largest[0];
+  const float best = *std::max_element(largest, largest + kChains);
+  OSTRO_CHECK(std::isfinite(best), "no finite logit among ", logits.size());
+  return std::int32_t(std::ranges::find(logits, best) - logits.begin());
 }
 
 Choice Sampler::choose(std::span<const float> logits, const Sampling& s, std::int64_t step) {

@@ -165,7 +165,7 @@ std::int64_t BlockTable::reuse(std::span<const std::int32_t> tokens, std::int64_
     prefix_ = prefix;
     ++named_;
   }
-  return std::int64_t(blocks_.size()) * block_tokens_;
+  return std::int64_t(known.size()) * block_tokens_;
 }
 
 void BlockTable::publish(std::span<const std::int32_t> tokens, std::int64_t computed,

@@ -27,7 +27,10 @@ void check(const Mapping& m, const ModelConfig& c) {
   OSTRO_REQUIRE(c.feed_forwards() % m.moe_ep == 0, "moe_ep_size ", m.moe_ep,
                 " does not divide the ", c.experts, " experts");
   OSTRO_REQUIRE(c.inter % m.moe_tp == 0, "moe_tp_size ", m.moe_tp,
-                " does not divide the intermediate size ", c.inter);
+                " does not divide the intermediate size ", c.inter,
+                c.experts % m.tp == 0 && c.experts > 0
+                    ? text("; --moe_ep_size ", m.tp, " spreads whole experts instead")
+                    : "");
   OSTRO_REQUIRE(m.tp <= c.vocab && m.tp <= c.hidden, "tp_size ", m.tp, " is more than ",
                 "the vocabulary (", c.vocab, ") or the hidden size (", c.hidden, ')');
 }

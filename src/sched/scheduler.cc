@@ -158,6 +158,7 @@ Sequence& Scheduler::start(const Waiting& candidate) {
                                 .blocks = std::move(blocks)})
           .first->second;
   reserved_ += s.most_blocks;
+  reused_ += reused;
   run(s);
   return s;
 }
@@ -170,6 +171,7 @@ void Scheduler::pause(Sequence& s) {
   s.blocks.clear();
   s.computed = 0;
   ++s.pauses;
+  ++pauses_;
   std::erase(order_, &s);
   paused_.insert(std::ranges::upper_bound(paused_, &s, before), &s);
 }
@@ -202,11 +204,12 @@ void Scheduler::take(Sequence& s, std::int64_t count, std::int64_t logits, Plan&
 
 // As much of a prompt, or of what a pause has lost, as the step has room for.
 void Scheduler::take_chunk(Sequence& s, Plan& plan) {
-  if (const std::int64_t most = reusable(s); s.computed % limits_.block_tokens == 0) {
-    const std::int64_t known = s.blocks.reuse(s.tokens, most, s.salt);
-    if (known > s.computed) {
-      if (s.pauses == 0) s.reused += known - s.computed;
-      s.computed = known;
+  if (s.computed % limits_.block_tokens == 0) {
+    const std::int64_t known = s.blocks.reuse(s.tokens, reusable(s), s.salt);
+    s.computed += known;
+    if (s.pauses == 0) {
+      s.reused += known;
+      reused_ += known;
     }
   }
   std::int64_t count = std::min(plan.tokens, s.left());

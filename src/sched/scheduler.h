@@ -98,6 +98,8 @@ class Scheduler {
   bool idle() const { return started_.empty() && queue_.size() == 0; }
   std::size_t running() const { return order_.size(); }
   std::size_t waiting() const { return queue_.size() + paused_.size(); }
+  std::int64_t reused() const { return reused_; }  // prompt tokens of all sequences so far
+  std::int64_t pauses() const { return pauses_; }  // of all sequences so far
 
  private:
   struct Plan;  // of the step at hand
@@ -125,6 +127,8 @@ class Scheduler {
   std::deque<Sequence*> paused_;  // the same
   std::int64_t reserved_ = 0;     // the sum of most_blocks over started_
   std::int64_t next_place_ = 0;
+  std::int64_t reused_ = 0;
+  std::int64_t pauses_ = 0;
 };
 
 }  // namespace ostro::sched

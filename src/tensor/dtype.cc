@@ -76,6 +76,7 @@ bool is_float(DType dtype) {
 }
 
 void convert(const void* from, DType from_dtype, void* to, DType to_dtype, std::size_t elements) {
+  if (elements == 0) return;
   if (from_dtype == to_dtype) {
     std::memcpy(to, from, elements * size_of(to_dtype));
     return;

@@ -48,6 +48,7 @@ class ChatTemplate {
 
   // Where it comes from, for logs: a file, or "Mistral's form".
   const std::string& name() const { return name_; }
+  bool from_checkpoint() const { return program_ != nullptr; }
 
  private:
   struct Program;

@@ -17,11 +17,14 @@ class Fingerprint:
 
     def __init__(self, case, engine, prompts, steps=STEPS, **flags):
         paths = {name: case.path(name) for name in ("log_probs", "cum_log_probs", "logits")}
-        self.ids = case.generate(engine, prompts, steps,
-                                 **{"output_%s_npy" % n: p for n, p in paths.items()}, **flags)
+        self.ids = case.generate(
+            engine, prompts, steps, **{"output_%s_npy" % n: p for n, p in paths.items()}, **flags
+        )
         read = {name: ostro.Npy(path) for name, path in paths.items()}
-        self.rows = [tuple(read[n].row(i).tobytes() for n in ("log_probs", "cum_log_probs", "logits"))
-                     for i in range(len(prompts))]
+        self.rows = [
+            tuple(read[n].row(i).tobytes() for n in ("log_probs", "cum_log_probs", "logits"))
+            for i in range(len(prompts))
+        ]
 
     def check(self, case, other, i, j=0):
         """Sequence i here is sequence j of the other."""
@@ -70,13 +73,16 @@ class BatchInvariance(ostro.Case):
             together = Fingerprint(self, self.engine, self.prompts, **limits)
             together.check(self, alone, 0)
         long = Fingerprint(self, self.engine, [self.prompts[2]])
-        Fingerprint(self, self.engine, self.prompts, max_num_tokens=16,
-                    max_batch_size=4).check(self, long, 2)
+        Fingerprint(self, self.engine, self.prompts, max_num_tokens=16, max_batch_size=4).check(
+            self, long, 2
+        )
 
     def test_context_logits_in_chunks(self):
         whole, cut = self.path("whole"), self.path("cut")
         for path, flags in {whole: {}, cut: {"max_num_tokens": 16, "max_batch_size": 2}}.items():
-            self.generate(self.engine, [self.prompts[2]], 1, output_context_logits_npy=path, **flags)
+            self.generate(
+                self.engine, [self.prompts[2]], 1, output_context_logits_npy=path, **flags
+            )
         self.assertEqual(ostro.Npy(whole).shape, (233, 8192))
         self.assertEqual(ostro.Npy(whole).values, ostro.Npy(cut).values)
 
@@ -98,8 +104,15 @@ class BatchInvariance(ostro.Case):
         alone = Fingerprint(self, self.engine, [self.prompts[0]], random_seed=11, **sampling)
         again = Fingerprint(self, self.engine, [self.prompts[0]], random_seed=11, **sampling)
         again.check(self, alone, 0)
-        together = Fingerprint(self, self.engine, self.prompts, random_seed=11, max_num_tokens=16,
-                               max_batch_size=5, **sampling)
+        together = Fingerprint(
+            self,
+            self.engine,
+            self.prompts,
+            random_seed=11,
+            max_num_tokens=16,
+            max_batch_size=5,
+            **sampling
+        )
         together.check(self, alone, 0)
         other = Fingerprint(self, self.engine, [self.prompts[0]], random_seed=12, **sampling)
         self.assertNotEqual(other.ids, alone.ids)

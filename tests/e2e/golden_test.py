@@ -29,16 +29,20 @@ class Shapes(ostro.Case):
         self.assertEqual(logits.shape, (len(cases), steps, vocab))
         for i, case in enumerate(cases):
             want = case.get("fixed_base", case)
-            # The goldens were chosen without near-ties (min_gap_nats), so every token must be equal.
+            # The goldens were chosen without near-ties (min_gap_nats): every token is equal.
             self.assertGreater(case["min_gap_nats"], 0.005)
             self.assertEqual(ids[i], want["greedy_ids"], "prompt %d" % i)
-            self.assertLess(ostro.largest_difference(logits.row(i, 0), want["last_logits"]),
-                            LOGIT_TOLERANCE, "prompt %d" % i)
+            self.assertLess(
+                ostro.largest_difference(logits.row(i, 0), want["last_logits"]),
+                LOGIT_TOLERANCE,
+                "prompt %d" % i,
+            )
 
         # The logits of every position of the last prompt; dynamic scaling depends on prompt + new
         # tokens, so as many are asked for.
-        alone = self.generate(engine, prompts[-1:], steps,
-                              output_context_logits_npy=self.path("context.npy"))
+        alone = self.generate(
+            engine, prompts[-1:], steps, output_context_logits_npy=self.path("context.npy")
+        )
         self.assertEqual(alone[0], ids[-1])
         fixed = "fixed_base" in cases[-1]
         want = ostro.Npy(os.path.join(folder, "fixed_base_logits.npy" if fixed else "logits.npy"))
@@ -60,8 +64,11 @@ class Shapes(ostro.Case):
     def test_dynamic_scaling_where_it_differs_from_transformers(self):
         cases = ostro.read_json(GOLDEN, "llama_rope_dynamic", "golden.json")["cases"]
         self.assertEqual(sum("fixed_base" in c for c in cases), 2)
-        self.assertTrue(any(c["greedy_ids"] != c["fixed_base"]["greedy_ids"]
-                            for c in cases if "fixed_base" in c))
+        self.assertTrue(
+            any(
+                c["greedy_ids"] != c["fixed_base"]["greedy_ids"] for c in cases if "fixed_base" in c
+            )
+        )
 
 
 for _name in SHAPES:
@@ -79,8 +86,9 @@ class TinyMixtral(ostro.Case):
     def test_greedy_tokens_and_last_logits_of_twelve_prompts_at_once(self):
         self.assertEqual(len(self.cases), 12)
         self.assertGreater(len({len(p) for p in self.prompts}), 3)
-        ids = self.generate(self.engine, self.prompts, 48, end_id=2,
-                            output_logits_npy=self.path("logits.npy"))
+        ids = self.generate(
+            self.engine, self.prompts, 48, end_id=2, output_logits_npy=self.path("logits.npy")
+        )
         logits = ostro.Npy(self.path("logits.npy"))
         last = ostro.Npy(os.path.join(GOLDEN, "last_logits.npy"))
         for i, case in enumerate(self.cases):
@@ -88,10 +96,14 @@ class TinyMixtral(ostro.Case):
             want = case["greedy_ids"]
             if want[-1] == 2:
                 want = want[:-1]
-            self.assert_same_tokens(ids[i], want, lambda step: logits.row(i, step),
-                                    what=case["text"])
-            self.assertLess(ostro.largest_difference(logits.row(i, 0), last.row(i)),
-                            LOGIT_TOLERANCE, case["text"])
+            self.assert_same_tokens(
+                ids[i], want, lambda step: logits.row(i, step), what=case["text"]
+            )
+            self.assertLess(
+                ostro.largest_difference(logits.row(i, 0), last.row(i)),
+                LOGIT_TOLERANCE,
+                case["text"],
+            )
             top = ostro.log_softmax(logits.row(i, 0))
             for token, log_prob in case["top5_last"]:
                 self.assertAlmostEqual(top[token], log_prob, delta=2e-4)
@@ -104,29 +116,61 @@ class TinyMixtral(ostro.Case):
 
     def test_text_in_and_out(self):
         case = self.cases[0]
-        out = self.ostro("run", "--engine_dir", self.engine, "--tokenizer_dir", TINY,
-                         "--max_output_len", 48, "--input_text", case["text"]).out
-        self.assertEqual(out, 'Input [Text 0]: "<s> %s"\nOutput [Text 0 Beam 0]: "%s"\n'
-                         % (case["text"], case["greedy_text"]))
+        out = self.ostro(
+            "run",
+            "--engine_dir",
+            self.engine,
+            "--tokenizer_dir",
+            TINY,
+            "--max_output_len",
+            48,
+            "--input_text",
+            case["text"],
+        ).out
+        self.assertEqual(
+            out,
+            'Input [Text 0]: "<s> %s"\nOutput [Text 0 Beam 0]: "%s"\n'
+            % (case["text"], case["greedy_text"]),
+        )
 
     def test_log_probs_of_prompts(self):
         for case in self.cases:
-            self.generate(self.engine, [case["input_ids"]], 1,
-                          output_context_logits_npy=self.path("context.npy"))
+            self.generate(
+                self.engine,
+                [case["input_ids"]],
+                1,
+                output_context_logits_npy=self.path("context.npy"),
+            )
             context = ostro.Npy(self.path("context.npy"))
             self.assertEqual(context.shape, (len(case["input_ids"]), 8192))
-            got = [ostro.log_prob(context.row(i), token)
-                   for i, token in enumerate(case["input_ids"][1:])]
+            got = [
+                ostro.log_prob(context.row(i), token)
+                for i, token in enumerate(case["input_ids"][1:])
+            ]
             # Written with five digits after the point.
-            self.assertLess(ostro.largest_difference(got, case["prompt_logprobs"]), 2e-4,
-                            case["text"])
+            self.assertLess(
+                ostro.largest_difference(got, case["prompt_logprobs"]), 2e-4, case["text"]
+            )
 
     def perplexity(self, engine, *flags):
-        out = self.ostro("eval", "perplexity", "--engine_dir", engine, "--tokenizer_dir", TINY,
-                         "--dataset", os.path.join(TINY, "validation.jsonl"),
-                         "--max_documents", 100, "--json", *flags).out
+        out = self.ostro(
+            "eval",
+            "perplexity",
+            "--engine_dir",
+            engine,
+            "--tokenizer_dir",
+            TINY,
+            "--dataset",
+            os.path.join(TINY, "validation.jsonl"),
+            "--max_documents",
+            100,
+            "--json",
+            *flags
+        ).out
         return json.loads(out)
 
+    # Nearly all of the difference is line 57: at its token 16 two experts of layer 3 are 1e-6 apart
+    # in the router, and the golden took the other one (transformers in float64 takes Ostro's).
     def test_likelihood_in_float32(self):
         want = ostro.read_json(GOLDEN, "likelihood.json")["summary"]["f32"]
         got = self.perplexity(self.engine)

@@ -42,15 +42,31 @@ class Result:
 
     def __str__(self):
         return "$ %s\nexit %d\nstdout: %s\nstderr: %s" % (
-            " ".join(self.args), self.code, self.out, self.err)
+            " ".join(self.args),
+            self.code,
+            self.out,
+            self.err,
+        )
 
 
 def run_command(args, timeout=120, cwd=None, env=None, **popen):
     args = [str(a) for a in args]
-    done = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout,
-                          stdin=subprocess.DEVNULL, cwd=cwd, env=env or environment(), **popen)
-    return Result(args, done.returncode, done.stdout.decode("utf-8", "surrogateescape"),
-                  done.stderr.decode("utf-8", "surrogateescape"))
+    done = subprocess.run(
+        args,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+        cwd=cwd,
+        env=env or environment(),
+        **popen
+    )
+    return Result(
+        args,
+        done.returncode,
+        done.stdout.decode("utf-8", "surrogateescape"),
+        done.stderr.decode("utf-8", "surrogateescape"),
+    )
 
 
 def flags_of(flags):
@@ -100,7 +116,7 @@ class Case(unittest.TestCase):
         self.assertEqual(len(lines), 1, str(result))
         self.assertEqual(result.out, "", str(result))
         self.assertTrue(lines[0].startswith("ostro: error: "), str(result))
-        message = lines[0][len("ostro: error: "):]
+        message = lines[0][len("ostro: error: ") :]
         if text is not None:
             self.assertEqual(message, text)
         if match is not None:
@@ -114,8 +130,20 @@ class Case(unittest.TestCase):
         with open(csv, "w") as f:
             f.writelines(",".join(map(str, ids)) + "\n" for ids in prompts)
         flags = {"end_id": -1, "max_output_len": tokens, **flags}
-        result = run_command([*launcher, binary(), "run", "--engine_dir", engine, "--input_file", csv,
-                              "--output_csv", out, *flags_of(flags)])
+        result = run_command(
+            [
+                *launcher,
+                binary(),
+                "run",
+                "--engine_dir",
+                engine,
+                "--input_file",
+                csv,
+                "--output_csv",
+                out,
+                *flags_of(flags),
+            ]
+        )
         self.assertEqual(result.code, 0, str(result))
         return read_csv(out)
 
@@ -129,17 +157,32 @@ class Case(unittest.TestCase):
         for i, (a, b) in enumerate(zip(got, want)):
             if a != b:
                 row = logits(i)
-                self.assertLess(abs(row[a] - row[b]), tie,
-                                "%s: token %d is %d instead of %d" % (what, i, a, b))
+                self.assertLess(
+                    abs(row[a] - row[b]), tie, "%s: token %d is %d instead of %d" % (what, i, a, b)
+                )
                 return False
         return True
+
+
+class BadInput(Case):
+    """A test of commands that must fail and leave the test's directory as it was."""
+
+    def refused(self, *args, **kw):
+        before = listing(self.dir)
+        message = super().refused(*args, cwd=self.dir, **kw)
+        self.assertEqual(listing(self.dir), before)
+        return message
+
+    def copy(self, source, name="model"):
+        return shutil.copytree(source, self.path(name))
 
 
 def build(engine, model_dir=TINY, **flags):
     """Builds an engine quietly; returns its directory."""
     flags = {"dtype": "float32", "log_level": "error", **flags}
-    result = run_command([binary(), "build", "--model_dir", model_dir, "--output_dir", engine,
-                          *flags_of(flags)])
+    result = run_command(
+        [binary(), "build", "--model_dir", model_dir, "--output_dir", engine, *flags_of(flags)]
+    )
     if result.code != 0:
         raise AssertionError(str(result))
     return engine
@@ -166,7 +209,7 @@ class Npy:
         if content[:8] != b"\x93NUMPY\x01\x00":
             raise ValueError(path + " is not .npy 1.0")
         (length,) = struct.unpack("<H", content[8:10])
-        header = content[10:10 + length].decode("latin1")
+        header = content[10 : 10 + length].decode("latin1")
         if (10 + length) % 64 or not header.endswith("\n"):
             raise ValueError(path + " has a header that is not padded as NumPy does")
         self.dtype = re.search(r"'descr': '([^']*)'", header).group(1)
@@ -174,17 +217,17 @@ class Npy:
             raise ValueError(path + " is in Fortran order")
         shape = re.search(r"'shape': \(([^)]*)\)", header).group(1)
         self.shape = tuple(int(n) for n in shape.replace(" ", "").split(",") if n)
-        self.values = array.array(self.TYPES[self.dtype], content[10 + length:])
+        self.values = array.array(self.TYPES[self.dtype], content[10 + length :])
         if len(self.values) != math.prod(self.shape):
             raise ValueError("%s has %d values for %s" % (path, len(self.values), self.shape))
 
     def row(self, *index):
         """The slice at the first indices, flat."""
-        size = math.prod(self.shape[len(index):])
+        size = math.prod(self.shape[len(index) :])
         at = 0
         for i, n in zip(index, self.shape):
             at = at * n + i
-        return self.values[at * size:(at + 1) * size]
+        return self.values[at * size : (at + 1) * size]
 
 
 def write_npy(path, typecode, shape, values):
@@ -221,8 +264,8 @@ class Safetensors:
         with open(path, "rb") as f:
             content = f.read()
         (length,) = struct.unpack("<Q", content[:8])
-        self.header = json.loads(content[8:8 + length])
-        self.data = content[8 + length:]
+        self.header = json.loads(content[8 : 8 + length])
+        self.data = content[8 + length :]
 
     def bytes(self):
         text = json.dumps(self.header).encode()
@@ -249,7 +292,7 @@ def main():
     if "--ostro" in sys.argv:
         at = sys.argv.index("--ostro")
         _binary = sys.argv[at + 1]
-        del sys.argv[at:at + 2]
+        del sys.argv[at : at + 2]
     if not os.access(binary(), os.X_OK):
         raise SystemExit(binary() + " is not a program: build it first")
     unittest.main(verbosity=2)

@@ -1,7 +1,7 @@
 """tp.same_tokens: greedy tokens are those of one rank at any TP x PP x EP split.
 
-Ostro starts its own ranks here; tests/mpi does the same under mpirun. Sums are split differently, so
-a token may differ where the two candidates are tied (1e-4 nats in float32, 0.03 in bfloat16).
+Ostro starts its own ranks here; tests/mpi does the same under mpirun. Sums are split differently,
+so a token may differ where the two candidates are tied (1e-4 nats in float32, 0.03 in bfloat16).
 """
 
 import json
@@ -24,10 +24,16 @@ MAPPINGS = {
     "moe_tp2_ep2": {"tp_size": 4, "moe_tp_size": 2, "moe_ep_size": 2},
     "pp3": {"pp_size": 3},
     "tp8_kv_heads_replicated": {"tp_size": 8},
-    "embedding_by_vocabulary": {"tp_size": 2, "use_parallel_embedding": True,
-                                "embedding_sharding_dim": 0},
-    "embedding_by_hidden": {"tp_size": 2, "use_parallel_embedding": True,
-                            "embedding_sharding_dim": 1},
+    "embedding_by_vocabulary": {
+        "tp_size": 2,
+        "use_parallel_embedding": True,
+        "embedding_sharding_dim": 0,
+    },
+    "embedding_by_hidden": {
+        "tp_size": 2,
+        "use_parallel_embedding": True,
+        "embedding_sharding_dim": 1,
+    },
 }
 
 
@@ -45,12 +51,19 @@ class Reference:
         self.logits = ostro.Npy(path)
 
     def check(self, case, engine, what, tie=1e-4, launcher=(), **flags):
-        got = case.generate(engine, self.prompts, self.steps, launcher=launcher,
-                            **{**THREADS, **flags})
-        equal = [case.assert_same_tokens(got[i], self.ids[i],
-                                         lambda step, i=i: self.logits.row(i, step),
-                                         tie=tie, what="%s, prompt %d" % (what, i))
-                 for i in range(len(got))]
+        got = case.generate(
+            engine, self.prompts, self.steps, launcher=launcher, **{**THREADS, **flags}
+        )
+        equal = [
+            case.assert_same_tokens(
+                got[i],
+                self.ids[i],
+                lambda step, i=i: self.logits.row(i, step),
+                tie=tie,
+                what="%s, prompt %d" % (what, i),
+            )
+            for i in range(len(got))
+        ]
         # Ties are rare: not every sequence may end in one.
         case.assertTrue(any(equal), what)
 
@@ -71,8 +84,9 @@ class TinyMixtral(ostro.Case):
         engine = ostro.build(self.path("engine"), **flags)
         mapping = ostro.read_json(engine, "config.json")["mapping"]
         self.assertEqual(mapping["world_size"], world_size(flags))
-        self.assertEqual(len([f for f in os.listdir(engine) if f.startswith("rank")]),
-                         world_size(flags))
+        self.assertEqual(
+            len([f for f in os.listdir(engine) if f.startswith("rank")]), world_size(flags)
+        )
         self.reference.check(self, engine, str(flags))
 
     def test_an_engine_of_one_rank_runs_on_several(self):
@@ -105,18 +119,43 @@ class TinyMixtral(ostro.Case):
     def test_built_side_by_side_is_the_same_engine(self):
         flags = {"tp_size": 2, "pp_size": 2}
         one = ostro.build(self.path("one"), **flags)
-        for name, parallel in {"parallel": {"parallel_build": True}, "workers": {"workers": 3}}.items():
+        for name, parallel in {
+            "parallel": {"parallel_build": True},
+            "workers": {"workers": 3},
+        }.items():
             other = ostro.build(self.path(name), **flags, **parallel)
             for file in sorted(os.listdir(one)):
-                with open(os.path.join(one, file), "rb") as a, open(os.path.join(other, file), "rb") as b:
+                with open(os.path.join(one, file), "rb") as a, open(
+                    os.path.join(other, file), "rb"
+                ) as b:
                     self.assertEqual(a.read(), b.read(), file)
 
     def test_eval_on_ranks(self):
-        flags = ["--dataset", os.path.join(TINY, "validation.jsonl"), "--tokenizer_dir", TINY,
-                 "--max_documents", "4", "--json", "--threads", "1"]
+        flags = [
+            "--dataset",
+            os.path.join(TINY, "validation.jsonl"),
+            "--tokenizer_dir",
+            TINY,
+            "--max_documents",
+            "4",
+            "--json",
+            "--threads",
+            "1",
+        ]
         one = json.loads(self.ostro("eval", "perplexity", "--engine_dir", self.one, *flags).out)
-        four = json.loads(self.ostro("eval", "perplexity", "--engine_dir", self.one, *flags,
-                                     "--tp_size", "2", "--pp_size", "2").out)
+        four = json.loads(
+            self.ostro(
+                "eval",
+                "perplexity",
+                "--engine_dir",
+                self.one,
+                *flags,
+                "--tp_size",
+                "2",
+                "--pp_size",
+                "2"
+            ).out
+        )
         self.assertEqual(one["tokens"], four["tokens"])
         self.assertAlmostEqual(one["nats_per_token"], four["nats_per_token"], delta=1e-3)
 
@@ -127,9 +166,11 @@ for _name, _flags in MAPPINGS.items():
 
 # Golden shapes with head, KV head and expert counts that divide oddly.
 SHAPES = {
-    "mixtral_odd_heads": [{"tp_size": 3, "moe_ep_size": 3},
-                          {"tp_size": 3, "moe_ep_size": 3, "pp_size": 2},
-                          {"tp_size": 6, "moe_ep_size": 3}],
+    "mixtral_odd_heads": [
+        {"tp_size": 3, "moe_ep_size": 3},
+        {"tp_size": 3, "moe_ep_size": 3, "pp_size": 2},
+        {"tp_size": 6, "moe_ep_size": 3},
+    ],
     "mixtral_5_experts_top3": [{"tp_size": 2}, {"tp_size": 2, "pp_size": 2}, {"tp_size": 4}],
     "mixtral_tied": [{"tp_size": 2}, {"pp_size": 2}],
     "mixtral_sliding": [{"tp_size": 2, "pp_size": 2}],
@@ -150,13 +191,19 @@ class Shapes(ostro.Case):
         for i, flags in enumerate(mappings):
             engine = ostro.build(self.path("engine%d" % i), folder, **flags)
             # No step of these goldens is a tie.
-            self.assertEqual(self.generate(engine, prompts, golden["new_tokens"], **THREADS), want,
-                             "%s %s" % (name, flags))
+            self.assertEqual(
+                self.generate(engine, prompts, golden["new_tokens"], **THREADS),
+                want,
+                "%s %s" % (name, flags),
+            )
 
 
 for _name, _mappings in SHAPES.items():
-    setattr(Shapes, "test_" + _name,
-            lambda self, name=_name, mappings=_mappings: self.check_shape(name, mappings))
+    setattr(
+        Shapes,
+        "test_" + _name,
+        lambda self, name=_name, mappings=_mappings: self.check_shape(name, mappings),
+    )
 
 
 if __name__ == "__main__":

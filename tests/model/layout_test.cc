@@ -228,7 +228,8 @@ TEST(Layout, RefusesWithTheRuleAndItsNumbers) {
   ModelConfig narrow = c;
   narrow.inter = 25;
   EXPECT_EQ(refusal(mapping_of(2, 1), narrow),
-            "moe_tp_size 2 does not divide the intermediate size 25");
+            "moe_tp_size 2 does not divide the intermediate size 25; --moe_ep_size 2 spreads whole "
+            "experts instead");
   ModelConfig tiny = c;
   tiny.vocab = 3;
   EXPECT_EQ(refusal(mapping_of(4, 1), tiny),

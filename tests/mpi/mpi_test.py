@@ -38,13 +38,21 @@ class SameTokens(ostro.Case):
         logits = ostro.Npy(path)
         engine = ostro.build(self.path("engine"), **flags)
         got = self.generate(engine, self.prompts, STEPS, launcher=mpirun(ranks), threads=1)
-        equal = [self.assert_same_tokens(got[i], want[i], lambda s, i=i: logits.row(i, s))
-                 for i in range(len(want))]
+        equal = [
+            self.assert_same_tokens(got[i], want[i], lambda s, i=i: logits.row(i, s))
+            for i in range(len(want))
+        ]
         self.assertTrue(any(equal))
         # The transport does not change a bit: sums are in rank order everywhere.
         for name, launcher in {"mpi": mpirun(ranks), "local": ()}.items():
-            self.generate(engine, self.prompts, 2, launcher=launcher, threads=1,
-                          output_logits_npy=self.path(name))
+            self.generate(
+                engine,
+                self.prompts,
+                2,
+                launcher=launcher,
+                threads=1,
+                output_logits_npy=self.path(name),
+            )
         self.assertEqual(ostro.Npy(self.path("mpi")).values, ostro.Npy(self.path("local")).values)
 
     def test_tp4(self):
@@ -56,10 +64,42 @@ class SameTokens(ostro.Case):
     def test_ep2(self):
         self.check(2, tp_size=2, moe_ep_size=2)
 
+    def test_the_seeds_line(self):
+        os.symlink(ostro.TINY, self.path("Mixtral-8x7B-v0.1"))
+        ostro.build(self.path("engines", "mixtral", "TP"), dtype="auto", world_size=2, tp_size=2)
+        line = (
+            "mpirun -n 2 OSTRO run --engine_dir ./engines/mixtral/TP --tokenizer_dir "
+            './Mixtral-8x7B-v0.1 --max_output_len 8 --input_text "I love french quiche"'
+        )
+        env = {
+            **ostro.environment(),
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        }
+        result = ostro.run_command(
+            ["bash", "-c", line.replace("OSTRO", ostro.binary())], cwd=self.dir, env=env
+        )
+        self.assertEqual(result.code, 0, str(result))
+        self.assertEqual(
+            result.out,
+            'Input [Text 0]: "<s> I love french quiche"\n'
+            'Output [Text 0 Beam 0]: "ri, in esse caso,"\n',
+        )
+
     def test_only_rank_0_prints(self):
         engine = ostro.build(self.path("engine"), tp_size=2)
-        args = ["run", "--engine_dir", engine, "--tokenizer_dir", ostro.TINY, "--max_output_len", 8,
-                "--input_text", "I love french quiche"]
+        args = [
+            "run",
+            "--engine_dir",
+            engine,
+            "--tokenizer_dir",
+            ostro.TINY,
+            "--max_output_len",
+            8,
+            "--input_text",
+            "I love french quiche",
+        ]
         result = ostro.run_command([*mpirun(2), ostro.binary(), *args])
         self.assertEqual(result.code, 0, str(result))
         self.assertEqual(result.out, self.ostro(*args).out)
@@ -76,15 +116,29 @@ class WrongNumber(ostro.Case):
 
     def check(self, started, wanted, engine, *flags):
         csv = self.write("p.csv", "1,5\n")
-        command = [ostro.binary(), "run", "--engine_dir", engine, "--input_file", csv,
-                   "--max_output_len", "4", *flags]
+        command = [
+            ostro.binary(),
+            "run",
+            "--engine_dir",
+            engine,
+            "--input_file",
+            csv,
+            "--max_output_len",
+            "4",
+            *flags,
+        ]
         result = ostro.run_command([*mpirun(started), *command])
         self.assertEqual(result.code, 2, str(result))
         self.assertEqual(result.out, "")
         ours = [l for l in result.err.splitlines() if l.startswith("ostro:")]
-        self.assertEqual(ours, ["ostro: error: the engine needs %d rank%s, mpirun started %d; run: "
-                                "mpirun -n %d %s" % (wanted, "" if wanted == 1 else "s", started,
-                                                     wanted, " ".join(command))])
+        self.assertEqual(
+            ours,
+            [
+                "ostro: error: the engine needs %d rank%s, mpirun started %d; run: "
+                "mpirun -n %d %s"
+                % (wanted, "" if wanted == 1 else "s", started, wanted, " ".join(command))
+            ],
+        )
         # And the command in the message works.
         again = ostro.run_command([*mpirun(wanted), *command])
         self.assertEqual(again.code, 0, str(again))
@@ -149,12 +203,29 @@ class Death(ostro.Case):
         csv = self.write("p.csv", "".join("1,%d\n" % (300 + i) for i in range(64)))
         with open(self.path("out"), "w") as out, open(self.path("err"), "w") as err:
             main = subprocess.Popen(
-                [*launcher, ostro.binary(), "run", "--engine_dir", self.engine, "--input_file", csv,
-                 "--end_id", "-1", "--max_output_len", "1000", "--threads", "1"],
-                stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=ostro.environment())
+                [
+                    *launcher,
+                    ostro.binary(),
+                    "run",
+                    "--engine_dir",
+                    self.engine,
+                    "--input_file",
+                    csv,
+                    "--end_id",
+                    "-1",
+                    "--max_output_len",
+                    "1000",
+                    "--threads",
+                    "1",
+                ],
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
+                env=ostro.environment(),
+            )
         pids = []
         try:
-            # Rank 0 prints the prompts once all ranks have loaded the engine; then let some steps go.
+            # Rank 0 prints the prompts once all ranks have the engine; then let some steps go.
             self.wait(lambda: os.path.getsize(self.path("out")) > 0, 60, "a start")
             time.sleep(0.5)
             self.assertIsNone(main.poll(), "it ended before it was killed")
@@ -165,8 +236,11 @@ class Death(ostro.Case):
             begin = time.monotonic()
             code = main.wait(timeout=30)
             self.assertLess(time.monotonic() - begin, DEADLINE_S)
-            self.wait(lambda: not set(pids) & set(processes()),
-                      DEADLINE_S - (time.monotonic() - begin), "the end of every rank")
+            self.wait(
+                lambda: not set(pids) & set(processes()),
+                DEADLINE_S - (time.monotonic() - begin),
+                "the end of every rank",
+            )
         finally:
             for pid in [main.pid, *pids]:
                 if pid in processes():
@@ -184,18 +258,25 @@ class Death(ostro.Case):
     def test_own_rank_1(self):
         code, err, victim = self.kill(lambda pids: pids[1])
         self.assertEqual(code, 4)
-        self.assertEqual(err, "ostro: error: rank 1 (pid %d) was killed by signal 9 (Killed)\n" % victim)
+        self.assertEqual(
+            err, "ostro: error: rank 1 (pid %d) was killed by signal 9 (Killed)\n" % victim
+        )
 
     def test_own_last_rank(self):
         code, err, victim = self.kill(lambda pids: pids[3])
         self.assertEqual(code, 4)
-        self.assertEqual(err, "ostro: error: rank 3 (pid %d) was killed by signal 9 (Killed)\n" % victim)
+        self.assertEqual(
+            err, "ostro: error: rank 3 (pid %d) was killed by signal 9 (Killed)\n" % victim
+        )
 
     def test_own_rank_that_crashes(self):
         code, err, victim = self.kill(lambda pids: pids[2], sig=signal.SIGSEGV)
         self.assertEqual(code, 4)
-        self.assertEqual(err, "ostro: error: rank 2 (pid %d) was killed by signal 11 "
-                              "(Segmentation fault)\n" % victim)
+        self.assertEqual(
+            err,
+            "ostro: error: rank 2 (pid %d) was killed by signal 11 "
+            "(Segmentation fault)\n" % victim,
+        )
 
     def test_own_rank_0(self):
         code, err, _ = self.kill(lambda pids: pids[0])
@@ -215,8 +296,9 @@ class Death(ostro.Case):
         self.fail("process %d has no rank" % pid)
 
     def check_mpi(self, rank):
-        code, err, _ = self.kill(lambda pids: next(p for p in pids if self.rank_of(p) == rank),
-                                 mpirun(4))
+        code, err, _ = self.kill(
+            lambda pids: next(p for p in pids if self.rank_of(p) == rank), mpirun(4)
+        )
         self.assertNotEqual(code, 0)
         self.assertRegex(err, r"\brank %d\b" % rank)
         self.assertRegex(err, r"signal 9")
@@ -242,8 +324,9 @@ class FailureOfARank(ostro.Case):
         mpi = ostro.run_command([*mpirun(2), ostro.binary(), *args])
         self.assertEqual(mpi.code, 2, str(mpi))
         # mpirun adds its own lines about the rank that ended the others.
-        self.assertEqual(len([l for l in mpi.err.splitlines() if "ostro" in l and l.endswith(text)]),
-                         1, str(mpi))
+        self.assertEqual(
+            len([l for l in mpi.err.splitlines() if "ostro" in l and l.endswith(text)]), 1, str(mpi)
+        )
         self.assertEqual(own.out + mpi.out, "")
 
 

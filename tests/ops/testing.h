@@ -5,11 +5,11 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "backends/cpu/backend.h"
 #include "ops/backend.h"
 
 namespace ostro::ops::testing {
@@ -130,31 +130,16 @@ class Matrix {
 
 // One backend of this build in one configuration.
 struct Target {
-  std::string isa;
+  std::string configuration;
   int threads;
+  std::function<std::unique_ptr<Backend>()> make;
 
-  std::unique_ptr<Backend> make() const {
-    return cpu::make_backend({.threads = threads, .isa = isa});
-  }
-  std::string name() const { return text("cpu ", isa, ", threads ", threads); }
+  std::string name() const { return text(configuration, ", threads ", threads); }
 };
 
-// Every instruction set that this processor has, with one thread and with two; those of one
-// instruction set stand together, for their results must be the same bit for bit.
-inline const std::vector<Target>& targets() {
-  static const std::vector<Target> supported = [] {
-    std::vector<Target> found;
-    for (const char* isa : {"avx2", "avx512", "avx512bf16", "amx"})
-      for (int threads : {1, 2}) try {
-          found.push_back({isa, threads});
-          found.back().make();
-        } catch (const Unsupported&) {
-          found.pop_back();
-        }
-    return found;
-  }();
-  return supported;
-}
+// What the program is linked with: cpu_targets.cc, or those of a device. Targets that differ in
+// threads alone stand together, for their results must be the same bit for bit.
+const std::vector<Target>& targets();
 
 // Runs `run(backend)`, which returns the outputs (Matrix), on every target; the outputs go to
 // `expect(outputs)`. Those of two threads must equal those of one, bit for bit.

@@ -1,8 +1,9 @@
 // Copies of mapped weights in huge pages, made in the background while the maps are used.
 //
 // A process starts from the memory map within milliseconds, but a file's pages are 4 KiB, and
-// reading them costs address translations: 1.3 to 1.7 times the time of huge pages on the machines
-// measured. A copy takes the place of its original when it is complete.
+// reading them costs address translations: anonymous 4 KiB pages are read at 60 to 90 % of the rate
+// of huge ones, a file in large folios (Linux 6.18, ext4) at 93 %. A copy takes the place of its
+// original when it is complete.
 #pragma once
 
 #include <atomic>

@@ -108,6 +108,8 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
   const std::int64_t out_stride = op.experts ? hidden : op.y.row_stride;
   const std::int64_t weight_size = std::int64_t(size_of(any.gate.data.dtype));
 
+  const std::int64_t read_size = weight_size * std::min(plan.slots, plan.experts);
+
   Gemm common{};
   common.x_type = element(op.x.dtype);
   // Rows of one expert in one stage: their first slot tells them apart.
@@ -122,62 +124,64 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
   };
 
   const std::int64_t up_items = plan.plan(inter, hidden, weight_size, threads_.count());
-  items(up_items, gemm_ns(plan.slots, 2 * inter, hidden, 0), [&](int thread, std::int64_t item) {
-    const ExpertPlan::Block b = plan.block(item, *this);
-    const ops::Expert& expert = op.local[std::size_t(b.expert)];
-    Gemm gemm = common;
-    gemm.x = op.x.data;
-    gemm.rows = plan.token + b.rows.begin;
-    gemm.x_stride = op.x.row_stride;
-    gemm.m = b.rows.size();
-    gemm.n = b.columns.size();
-    gemm.k = hidden;
-    gemm.pack_key = up_key + b.rows.begin;
-    gemm.sum_stride = b.columns.size();
-    gemm.scratch = scratch.of(thread);
-    const void* const up = weight_row(expert.up, b.columns.begin);
-    gemm.w = weight_row(expert.gate, b.columns.begin);
-    gemm.w_stride = expert.gate.data.row_stride;
-    gemm.w_type = element(expert.gate.data.dtype);
-    gemm.sum = sums(thread, 0);
-    gemm.next_w = up;
-    kernels_.gemm(gemm);
-    gemm.w = up;
-    gemm.w_stride = expert.up.data.row_stride;
-    gemm.w_type = element(expert.up.data.dtype);
-    gemm.sum = sums(thread, 1);
-    gemm.next_w = next_rows(expert.gate, b.columns);
-    kernels_.gemm(gemm);
-    kernels_.swiglu({.gate = sums(thread, 0),
-                     .up = sums(thread, 1),
-                     .h = h + (b.rows.begin * inter + b.columns.begin) * x_size,
-                     .stride = gemm.sum_stride,
-                     .h_stride = inter,
-                     .m = gemm.m,
-                     .n = gemm.n,
-                     .type = element(op.x.dtype)});
-  });
+  items(up_items, gemm_ns(plan.slots, 2 * inter, hidden, read_size),
+        [&](int thread, std::int64_t item) {
+          const ExpertPlan::Block b = plan.block(item, *this);
+          const ops::Expert& expert = op.local[std::size_t(b.expert)];
+          Gemm gemm = common;
+          gemm.x = op.x.data;
+          gemm.rows = plan.token + b.rows.begin;
+          gemm.x_stride = op.x.row_stride;
+          gemm.m = b.rows.size();
+          gemm.n = b.columns.size();
+          gemm.k = hidden;
+          gemm.pack_key = up_key + b.rows.begin;
+          gemm.sum_stride = b.columns.size();
+          gemm.scratch = scratch.of(thread);
+          const void* const up = weight_row(expert.up, b.columns.begin);
+          gemm.w = weight_row(expert.gate, b.columns.begin);
+          gemm.w_stride = expert.gate.data.row_stride;
+          gemm.w_type = element(expert.gate.data.dtype);
+          gemm.sum = sums(thread, 0);
+          gemm.next_w = up;
+          kernels_.gemm(gemm);
+          gemm.w = up;
+          gemm.w_stride = expert.up.data.row_stride;
+          gemm.w_type = element(expert.up.data.dtype);
+          gemm.sum = sums(thread, 1);
+          gemm.next_w = next_rows(expert.gate, b.columns);
+          kernels_.gemm(gemm);
+          kernels_.swiglu({.gate = sums(thread, 0),
+                           .up = sums(thread, 1),
+                           .h = h + (b.rows.begin * inter + b.columns.begin) * x_size,
+                           .stride = gemm.sum_stride,
+                           .h_stride = inter,
+                           .m = gemm.m,
+                           .n = gemm.n,
+                           .type = element(op.x.dtype)});
+        });
 
   const std::int64_t down_items = plan.plan(hidden, inter, weight_size, threads_.count());
-  items(down_items, gemm_ns(plan.slots, hidden, inter, 0), [&](int thread, std::int64_t item) {
-    const ExpertPlan::Block b = plan.block(item, *this);
-    const quant::Weight& down = op.local[std::size_t(b.expert)].down;
-    Gemm gemm = common;
-    gemm.x = h + b.rows.begin * inter * x_size;
-    gemm.x_stride = inter;
-    gemm.w = weight_row(down, b.columns.begin);
-    gemm.w_stride = down.data.row_stride;
-    gemm.w_type = element(down.data.dtype);
-    gemm.sum = out + b.rows.begin * out_stride + b.columns.begin;
-    gemm.sum_stride = out_stride;
-    gemm.m = b.rows.size();
-    gemm.n = b.columns.size();
-    gemm.k = inter;
-    gemm.next_w = next_rows(down, b.columns);
-    gemm.pack_key = down_key + b.rows.begin;
-    gemm.scratch = scratch.of(thread);
-    kernels_.gemm(gemm);
-  });
+  items(down_items, gemm_ns(plan.slots, hidden, inter, read_size),
+        [&](int thread, std::int64_t item) {
+          const ExpertPlan::Block b = plan.block(item, *this);
+          const quant::Weight& down = op.local[std::size_t(b.expert)].down;
+          Gemm gemm = common;
+          gemm.x = h + b.rows.begin * inter * x_size;
+          gemm.x_stride = inter;
+          gemm.w = weight_row(down, b.columns.begin);
+          gemm.w_stride = down.data.row_stride;
+          gemm.w_type = element(down.data.dtype);
+          gemm.sum = out + b.rows.begin * out_stride + b.columns.begin;
+          gemm.sum_stride = out_stride;
+          gemm.m = b.rows.size();
+          gemm.n = b.columns.size();
+          gemm.k = inter;
+          gemm.next_w = next_rows(down, b.columns);
+          gemm.pack_key = down_key + b.rows.begin;
+          gemm.scratch = scratch.of(thread);
+          kernels_.gemm(gemm);
+        });
 
   if (!op.experts) return;
   over(tokens, double(hidden * top_k) * 0.1, [&](int, Range part) {

@@ -34,9 +34,9 @@ struct Gemm {
   std::int64_t pack_key;
 };
 
-// More rows than this are multiplied by a block of weights that was copied to the scratch.
+// More rows than this are multiplied by blocks of weights that stay in the L2.
 inline constexpr std::int64_t kGemmStagedRows = 48;
-// Weight rows in the scratch at a time; `n` may be anything.
+// Weight rows of such a block; `n` may be anything.
 inline constexpr std::int64_t kGemmStagedWeights = 128;
 
 // y = float -> type, [m, n].

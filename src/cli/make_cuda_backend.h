@@ -1,0 +1,20 @@
+// The CUDA backend of this build: make_cuda_backend.cc where it is built, make_no_cuda_backend.cc
+// where it is not.
+#pragma once
+
+#include <memory>
+
+#include "base/log.h"
+#include "ops/backend.h"
+
+namespace ostro::cli {
+
+bool built_with_cuda();
+
+// The first GPU. Throws Unsupported where it cannot be used, and in a build without CUDA.
+std::unique_ptr<ops::Backend> make_cuda_backend();
+
+// The first GPU, or null; the log says why a GPU that is there is not used.
+std::unique_ptr<ops::Backend> find_cuda_backend(const Log& log);
+
+}  // namespace ostro::cli

@@ -1,0 +1,13 @@
+#include "cli/make_cuda_backend.h"
+
+namespace ostro::cli {
+
+bool built_with_cuda() { return false; }
+
+std::unique_ptr<ops::Backend> make_cuda_backend() {
+  OSTRO_THROW(Unsupported, "this build has no CUDA backend; it has: cpu");
+}
+
+std::unique_ptr<ops::Backend> find_cuda_backend(const Log&) { return nullptr; }
+
+}  // namespace ostro::cli

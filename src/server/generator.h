@@ -1,0 +1,25 @@
+// What the server needs of an ostro::Executor, so that tests can put another in its place.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+#include "ostro/executor.h"
+
+namespace ostro::server {
+
+// The functions are those of Executor, with its contracts and thread rules.
+class Generator {
+ public:
+  virtual ~Generator() = default;
+  virtual Submission submit(Request) = 0;
+  virtual std::vector<Response> await_responses(std::chrono::milliseconds timeout) = 0;
+  virtual bool cancel(RequestId) = 0;
+  virtual std::string failure() const = 0;
+  virtual ExecutorStatistics statistics() const = 0;
+  virtual std::vector<IterationStatistics> take_iteration_statistics() = 0;
+  virtual const ModelInfo& model() const = 0;
+};
+
+}  // namespace ostro::server

@@ -1,0 +1,112 @@
+// An Executor over two pipeline stages, each a process of its own: what it generates is what one
+// rank does, bit for bit, under pauses and cancels (rank.same_plan), and all processes end.
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <random>
+
+#include "api/make_executor.h"
+#include "comm/local/launch.h"
+#include "engine/small_engine.h"
+
+namespace ostro {
+namespace {
+
+using namespace std::chrono_literals;
+using testing_engine::SmallEngine;
+
+struct Output {
+  std::vector<TokenId> tokens;
+  std::vector<float> log_probs;
+  bool operator==(const Output&) const = default;
+};
+
+std::vector<Request> requests() {
+  std::mt19937 rng(7);
+  std::vector<Request> all(60);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    Request& r = all[i];
+    for (std::size_t n = 1 + rng() % 40; n > 0; --n)
+      r.prompt.push_back(i % 3 ? TokenId(n) : TokenId(rng() % 97));
+    r.max_new_tokens = std::int64_t(1 + rng() % 40);
+    r.sampling.top_k = i % 2 ? 0 : 1;
+    r.sampling.seed = i;
+    r.log_probs = 0;
+  }
+  return all;
+}
+
+// The outputs of all requests but every tenth, which is cancelled.
+std::map<std::size_t, Output> generate(Executor& executor) {
+  const std::vector<Request> all = requests();
+  std::map<RequestId, std::size_t> index;
+  std::map<std::size_t, Output> outputs;
+  for (std::size_t i = 0; i < all.size(); ++i) index[executor.submit(all[i]).id] = i;
+  for (const auto& [id, i] : index)
+    if (i % 10 == 9) executor.cancel(id);
+  for (std::size_t open = index.size(); open > 0;)
+    for (const Response& r : executor.await_responses(60s)) {
+      open -= r.is_last;
+      const std::size_t i = index.at(r.id);
+      if (i % 10 == 9) continue;
+      Output& o = outputs[i];
+      o.tokens.insert(o.tokens.end(), r.tokens.begin(), r.tokens.end());
+      o.log_probs.insert(o.log_probs.end(), r.log_probs.begin(), r.log_probs.end());
+    }
+  return outputs;
+}
+
+std::map<std::size_t, Output> generate(const SmallEngine& small, const model::Mapping& mapping,
+                                       comm::Communicator& world) {
+  const auto backend = cpu::make_backend({.threads = 1});
+  engine::Rank rank(small.reader(), small.config(), mapping, *backend, world,
+                    {.kv_cache_tokens = 160}, Log{});
+  if (!rank.leads()) {
+    rank.follow();
+    return {};
+  }
+  std::map<std::size_t, Output> outputs;
+  {
+    Executor executor = api::make_executor(rank, small.config(),
+                                           {.capacity_policy = CapacityPolicy::max_utilization});
+    outputs = generate(executor);
+    executor.shutdown(Drain::yes);
+    api::rethrow_failure(executor);
+    if (executor.statistics().pauses == 0 || executor.statistics().reused_tokens == 0)
+      OSTRO_THROW(InternalError, "nothing paused, or nothing was reused");
+  }
+  rank.end();
+  return outputs;
+}
+
+int run(SmallEngine& small) {
+  const auto world = comm::local::start_ranks(2);
+  int code = 0;
+  std::string message;
+  try {
+    const auto two = generate(small, {.tp = 1, .pp = 2}, world->communicator());
+    if (world->communicator().rank() == 0) {
+      const auto one = generate(small, {}, *comm::make_single());
+      if (one.size() != 54 || one != two) {
+        code = 1;
+        message = "two ranks generate something else than one";
+      }
+    }
+  } catch (const std::exception& e) {
+    code = 1;
+    message = e.what();
+  }
+  const bool leads = world->communicator().rank() == 0;
+  const comm::Outcome end = world->finish(code, message);
+  if (!end.message.empty()) std::fprintf(stderr, "%s\n", end.message.c_str());
+  if (!leads) std::_Exit(end.code);  // the engine's directory is rank 0's to remove
+  return end.code;
+}
+
+}  // namespace
+}  // namespace ostro
+
+int main() {
+  ostro::testing_engine::SmallEngine small;
+  return ostro::run(small);
+}

@@ -1,0 +1,100 @@
+// How products and attention are cut into tiles: host code.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "backends/cuda/plan/attention_plan.h"
+#include "backends/cuda/plan/gemm_plan.h"
+#include "base/math.h"
+
+namespace ostro::cuda {
+namespace {
+
+TEST(DenseTile, HoldsTheTokensWhereThatMakesEnoughBlocks) {
+  constexpr int kProcessors = 132;
+  constexpr std::int64_t kVocab = 32000, kHidden = 4096;
+  EXPECT_EQ(dense_tile(1, kVocab, kProcessors), 8);
+  EXPECT_EQ(dense_tile(9, kVocab, kProcessors), 16);
+  EXPECT_EQ(dense_tile(64, kVocab, kProcessors), 64);
+  EXPECT_EQ(dense_tile(65, kVocab, kProcessors), 128);
+  EXPECT_EQ(dense_tile(100000, kVocab, kProcessors), 256);
+  // 64 row tiles of 64: two or more token tiles.
+  EXPECT_EQ(dense_tile(1, kHidden, kProcessors), 8);
+  EXPECT_EQ(dense_tile(64, kHidden, kProcessors), 32);
+  EXPECT_EQ(dense_tile(128, kHidden, kProcessors), 64);
+  EXPECT_EQ(dense_tile(2048, kHidden, kProcessors), 256);
+}
+
+TEST(ExpertTile, IsLargestForPrompts) {
+  EXPECT_EQ(expert_tile(1, 2, 8), 8);
+  EXPECT_EQ(expert_tile(32, 2, 8), 32);
+  EXPECT_EQ(expert_tile(1023, 2, 8), 128);
+  EXPECT_EQ(expert_tile(1024, 2, 8), 256);
+}
+
+// The most tiles over every way to spread `slots` over `experts`.
+std::int64_t most_by_search(std::int64_t slots, std::int64_t experts, std::int64_t tile) {
+  if (experts == 1) return ceil_div(slots, tile);
+  std::int64_t most = 0;
+  for (std::int64_t first = 0; first <= slots; ++first)
+    most = std::max(most,
+                    ceil_div(first, tile) + most_by_search(slots - first, experts - 1, tile));
+  return most;
+}
+
+TEST(MostTiles, IsWhatTheWorstRoutingMakes) {
+  for (std::int64_t experts = 1; experts <= 4; ++experts)
+    for (int tile : {1, 2, 3, 8})
+      for (std::int64_t slots = 0; slots <= 20; ++slots)
+        ASSERT_EQ(most_tiles(slots, experts, tile), most_by_search(slots, experts, tile))
+            << slots << " slots, " << experts << " experts, tiles of " << tile;
+  EXPECT_EQ(most_tiles(8192 * 2, 8, 128), 8 + (16384 - 8) / 128);
+}
+
+// Each request's tiles have numbers of their own below row_tiles: the kernel finds its request by
+// the first of them.
+TEST(AttentionPlan, HasATileForEveryRow) {
+  const std::vector<std::vector<std::int64_t>> steps{
+      {1}, {0, 1, 0}, {1, 1, 1, 1}, {5, 0, 17}, {33, 1, 1}, {512}, {100, 3, 64, 65}};
+  for (const auto& queries : steps)
+    for (std::int64_t group : {1, 3, 4, 71})
+      for (std::int64_t kv_heads : {1, 8}) {
+        std::int64_t tokens = 0;
+        for (std::int64_t q : queries) tokens += q;
+        const AttentionPlan plan = plan_attention({.tokens = tokens,
+                                                   .requests = std::int64_t(queries.size()),
+                                                   .heads = group * kv_heads,
+                                                   .kv_heads = kv_heads,
+                                                   .context = 1000},
+                                                  132);
+        const std::int64_t tile = plan.warps * kWarpRows;
+        std::int64_t token = 0, next_free = 0;
+        for (std::size_t r = 0; r < queries.size(); ++r) {
+          const std::int64_t first = token * group / tile + std::int64_t(r);
+          ASSERT_GE(first, next_free);
+          next_free = first + ceil_div(queries[r] * group, tile);
+          token += queries[r];
+        }
+        ASSERT_LE(next_free, plan.row_tiles);
+      }
+}
+
+TEST(AttentionPlan, SplitsLongContextsOfFewRequests) {
+  AttentionShape one{.tokens = 1, .requests = 1, .heads = 32, .kv_heads = 8, .context = 4096};
+  EXPECT_EQ(plan_attention(one, 132).splits, 4096 / kSplitTokens);
+  EXPECT_EQ(plan_attention(one, 132).warps, 1);
+  one.context = kSplitTokens;
+  EXPECT_EQ(plan_attention(one, 132).splits, 1);
+  const AttentionShape many{
+      .tokens = 128, .requests = 128, .heads = 32, .kv_heads = 8, .context = 4096};
+  EXPECT_EQ(plan_attention(many, 132).splits, 1);
+  const AttentionShape prompt{
+      .tokens = 2048, .requests = 1, .heads = 32, .kv_heads = 8, .context = 2048};
+  EXPECT_EQ(plan_attention(prompt, 132).splits, 1);
+  EXPECT_EQ(plan_attention(prompt, 132).warps, 4);
+  EXPECT_EQ(plan_attention({}, 132).row_tiles, 0);
+}
+
+}  // namespace
+}  // namespace ostro::cuda

@@ -1,0 +1,171 @@
+"""Engines of dummy weights, and the commands beside `run`: inspect, eval and the help."""
+
+import json
+import math
+import os
+import shutil
+
+import ostro
+from ostro import GOLDEN
+
+
+class Dummy(ostro.Case):
+    """Engines of random weights say so at every run."""
+
+    WARNING = "ostro: this engine has dummy weights: what it generates means nothing\n"
+    SMALL = {
+        "n_layer": 1,
+        "n_embd": 64,
+        "n_head": 4,
+        "n_kv_head": 2,
+        "inter_size": 96,
+        "vocab_size": 128,
+        "n_positions": 64,
+    }
+
+    def build(self, name, *args, **flags):
+        result = self.ostro("build", "--output_dir", self.path(name), *args, *ostro.flags_of(flags))
+        self.assertRegex(
+            result.err,
+            r"\[ostro\] \[warning\] there are no weights.*: this engine gets dummy "
+            "ones, and every run will say so\n",
+        )
+        return self.path(name)
+
+    def tokens(self, engine, *flags):
+        csv = self.write("p.csv", "1,5,9\n1,120\n")
+        result = self.ostro(
+            "run",
+            "--engine_dir",
+            engine,
+            "--input_file",
+            csv,
+            "--max_output_len",
+            "5",
+            "--end_id",
+            "-1",
+            *flags,
+        )
+        self.assertEqual(result.err, self.WARNING)
+        return result.out
+
+    def test_preset_with_overrides(self):
+        engine = self.build("engine", "--preset", "mixtral-8x7b", **self.SMALL)
+        config = ostro.read_json(engine, "config.json")
+        self.assertTrue(config["dummy"])
+        model = config["model"]
+        self.assertEqual(
+            (
+                model["layers"],
+                model["hidden"],
+                model["heads"],
+                model["kv_heads"],
+                model["head_dim"],
+                model["inter"],
+                model["vocab"],
+                model["context"],
+            ),
+            (1, 64, 4, 2, 16, 96, 128, 64),
+        )
+        self.assertEqual((model["experts"], model["top_k"], model["dtype"]), (8, 2, "bfloat16"))
+        self.assertEqual(self.tokens(engine), self.tokens(engine))
+        out = self.ostro("inspect", "--engine_dir", engine).out
+        self.assertIn("dummy weights", out)
+
+    def test_the_same_model_on_two_ranks(self):
+        one = self.build("one", "--preset", "mixtral-8x7b", "--dtype", "float32", **self.SMALL)
+        two = self.build(
+            "two",
+            "--preset",
+            "mixtral-8x7b",
+            "--dtype",
+            "float32",
+            "--tp_size",
+            "2",
+            "--moe_ep_size",
+            "2",
+            **self.SMALL,
+        )
+        self.assertEqual(self.tokens(one), self.tokens(two))
+
+    def test_flags_alone(self):
+        engine = self.build("engine", "--moe_num_experts", "4", **self.SMALL)
+        model = ostro.read_json(engine, "config.json")["model"]
+        self.assertEqual(
+            (model["architecture"], model["experts"], model["top_k"]), ("MixtralForCausalLM", 4, 2)
+        )
+        self.tokens(engine)
+        dense = self.build("dense", **self.SMALL)
+        model = ostro.read_json(dense, "config.json")["model"]
+        self.assertEqual(
+            (model["architecture"], model["experts"], model["dtype"]),
+            ("LlamaForCausalLM", 0, "float16"),
+        )
+        self.tokens(dense)
+
+    def test_config_json_alone(self):
+        os.mkdir(self.path("model"))
+        shutil.copy(
+            os.path.join(GOLDEN, "mixtral_5_experts_top3", "config.json"), self.path("model")
+        )
+        engine = self.build("engine", "--model_dir", self.path("model"))
+        model = ostro.read_json(engine, "config.json")["model"]
+        self.assertEqual((model["experts"], model["top_k"], model["layers"]), (5, 3, 2))
+        csv = self.write("q.csv", "1,5\n")
+        result = self.ostro(
+            "run", "--engine_dir", engine, "--input_file", csv, "--max_output_len", "3"
+        )
+        self.assertEqual(result.err, self.WARNING)
+        data = self.write("d.jsonl", '{"input_ids": [1, 2, 3]}\n')
+        result = self.ostro("eval", "perplexity", "--engine_dir", engine, "--dataset", data)
+        self.assertEqual(result.err, self.WARNING)
+
+
+class Inspect(ostro.Case):
+    def test_inspect(self):
+        engine = ostro.build(self.path("engine"), dtype="auto", tp_size=2, pp_size=2)
+        out = self.ostro("inspect", "--engine_dir", engine, "--verify").out
+        for part in (
+            "MixtralForCausalLM, 6 layers",
+            "8 experts of 384, 2 a token",
+            "bfloat16",
+            "4: tp 2 x pp 2",
+            "rank 3",
+            "verified: every file has its checksum",
+        ):
+            self.assertIn(part, out)
+        tensors = self.ostro("inspect", "--engine_dir", engine, "--tensors").out
+        self.assertRegex(tensors, r"layers\.5\.experts\.7\.down +bf16 +\[256, 384\]")
+        config = json.loads(self.ostro("inspect", "--engine_dir", engine, "--json").out)
+        self.assertEqual(config, ostro.read_json(engine, "config.json"))
+
+
+class Help(ostro.Case):
+    def test_help(self):
+        for command in (["build"], ["run"], ["bench"], ["eval", "perplexity"], ["inspect"]):
+            result = self.ostro(*command, "--help")
+            self.assertEqual(result.err, "")
+            self.assertIn("--help", result.out)
+        self.assertIn("usage: ostro COMMAND", self.ostro("--help").out)
+        self.assertIn("usage: ostro COMMAND", self.ostro(code=2).out)
+        self.assertRegex(self.ostro("--version").out, r"^ostro \d+\.\d+\.\d+\n$")
+
+    def test_eval_prints_a_line_without_json(self):
+        engine = ostro.build(self.path("engine"), os.path.join(GOLDEN, "llama_dense"))
+        data = self.write("d.jsonl", '{"input_ids": [1, 2, 3]}\n\n{"input_ids": [4, 5]}\n')
+        args = ["eval", "perplexity", "--engine_dir", engine, "--dataset", data]
+        self.assertRegex(
+            self.ostro(*args).out,
+            r"^2 documents, 3 tokens: [0-9.]+ nats a token, perplexity [0-9.]+\n$",
+        )
+        whole = json.loads(self.ostro(*args, "--json").out)
+        self.assertEqual((whole["tokens"], whole["documents"]), (3, 2))
+        self.assertAlmostEqual(math.exp(whole["nats_per_token"]), whole["perplexity"], places=6)
+        cut = json.loads(self.ostro(*args, "--json", "--max_length", "2").out)
+        self.assertEqual(cut["tokens"], 2)
+        first = json.loads(self.ostro(*args, "--json", "--max_documents", "1").out)
+        self.assertEqual((first["tokens"], first["documents"]), (2, 1))
+
+
+if __name__ == "__main__":
+    ostro.main()
