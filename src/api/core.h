@@ -86,6 +86,7 @@ class Executor::Core {
   void step();
   void take(engine::Event&&, std::vector<Response>&);
   void record(Clock::time_point begin, std::int64_t started_prompt_tokens);
+  void count_blocks();
   void end_all(Open&, FinishReason, const std::string& error, std::vector<Response>&);
   void forget(engine::RequestId);
   void deliver(std::vector<Response>);
@@ -98,7 +99,7 @@ class Executor::Core {
   const ModelInfo model_;
   const Clock::time_point made_ = Clock::now();
 
-  // Of the step thread; engine_.check() is for all.
+  // Of the step thread, but for engine_.check(), which any thread may call.
   engine::Engine engine_;
   std::map<engine::RequestId, Open> open_;
   std::map<RequestId, engine::RequestId> engine_id_;

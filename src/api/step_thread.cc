@@ -130,10 +130,17 @@ void Executor::Core::step() {
   deliver(std::move(responses));
 }
 
+// Under the mutex.
+void Executor::Core::count_blocks() {
+  const kv::BlockPool& pool = engine_.pool();
+  statistics_.kv_blocks_used = pool.total() - pool.available();
+  statistics_.kv_blocks_cached = pool.cached();
+}
+
 void Executor::Core::record(Clock::time_point begin, std::int64_t started_prompt_tokens) {
   const engine::StepReport& report = engine_.report();
-  const kv::BlockPool& pool = engine_.pool();
   const std::lock_guard lock(mutex_);
+  count_blocks();
   ExecutorStatistics& s = statistics_;
   ++s.iterations;
   s.queued -= std::int64_t(report.started.size());
@@ -141,8 +148,6 @@ void Executor::Core::record(Clock::time_point begin, std::int64_t started_prompt
   s.reused_tokens = report.reused_tokens_total;
   s.pauses = report.pauses_total;
   s.output_tokens += report.output_tokens;
-  s.kv_blocks_used = pool.total() - pool.available();
-  s.kv_blocks_cached = pool.cached();
   s.busy_s += since(begin);
   if (config_.iteration_statistics == 0) return;
   if (iterations_.size() == config_.iteration_statistics) iterations_.pop_front();
@@ -205,6 +210,7 @@ void Executor::Core::deliver(std::vector<Response> responses) {
   if (responses.empty()) return;
   {
     const std::lock_guard lock(mutex_);
+    count_blocks();
     for (Response& r : responses) {
       Ticket& ticket = tickets_.at(r.id);
       with_responses_.insert(r.id);

@@ -237,6 +237,7 @@ TEST_F(ExecutorTest, CancelsWhatRunsAndWhatWaits) {
   EXPECT_FALSE(executor.cancel(runs));
   EXPECT_FALSE(executor.cancel(12345));
   EXPECT_EQ(executor.statistics().cancelled, 2);
+  EXPECT_EQ(executor.statistics().kv_blocks_used, 0);
   EXPECT_EQ(executor.statistics().queued, 0);
 }
 
