@@ -15,6 +15,12 @@ tools=(g++:g++ cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config
        mpirun:openmpi-bin)
 libraries=(ca-certificates libbenchmark-dev libc6-dev libcli11-dev libgtest-dev libopenmpi-dev
            libpcre2-dev libsentencepiece-dev libxxhash-dev nlohmann-json3-dev)
+# The newest Boost of each system; Debian's libboost-dev is older and lacks what the server uses.
+if grep -qs '^VERSION_CODENAME=bookworm' /etc/os-release; then
+  libraries+=(libboost1.81-dev)
+else
+  libraries+=(libboost1.83-dev)
+fi
 for arg in "$@"; do
   case $arg in
     --slow) tools+=(clang++-19:clang-19 clang-format:clang-format)

@@ -149,8 +149,7 @@ void replace_file(const std::filesystem::path& path,
     for (const auto& part : parts) file.write(part);
     file.close();
     std::filesystem::rename(aside, path, error);
-    if (error)
-      OSTRO_THROW(DeviceError, "cannot write ", path.string(), ": ", error.message());
+    if (error) OSTRO_THROW(DeviceError, "cannot write ", path.string(), ": ", error.message());
   } catch (...) {
     std::error_code ignored;
     std::filesystem::remove(aside, ignored);

@@ -73,12 +73,10 @@ int bench_kernels(const KernelFlags& flags) {
 int bench_command(const Arguments& args) {
   const std::string what = args.empty() ? "" : args[0];
   const Arguments rest(args.begin() + (args.empty() ? 0 : 1), args.end());
-  CLI::App latency_app("Times prompts and tokens of an engine.",
-                       "ostro bench latency");
+  CLI::App latency_app("Times prompts and tokens of an engine.", "ostro bench latency");
   LatencyFlags latency;
   latency.add(latency_app);
-  CLI::App kernels_app("Times each kernel at a model's shapes.",
-                       "ostro bench kernels");
+  CLI::App kernels_app("Times each kernel at a model's shapes.", "ostro bench kernels");
   KernelFlags kernels;
   kernels.add(kernels_app);
   if (what == "latency") return parse(latency_app, rest) ? bench_latency(latency) : 0;

@@ -138,8 +138,12 @@ void print_json(const std::vector<Row>& rows, const cpu::Ceilings& c, const Sess
 void measure(const LatencyFlags& flags, Session& session) {
   const ModelConfig& config = session.config.model;
   Timer timer(session);
-  timer.submit(8, 4);  // warms caches, workspaces and clocks
-  timer.run(1);
+  // Caches, workspaces and clocks; and on a CPU the weights move to huge pages meanwhile.
+  const Stopwatch warming;
+  do {
+    timer.submit(8, 16);
+    timer.run(1);
+  } while (warming.seconds() < flags.warm_up);
 
   std::vector<Row> rows;
   for (std::int64_t input : flags.input_lens) {
@@ -183,6 +187,8 @@ void LatencyFlags::add(CLI::App& app) {
   app.add_option("--output_len", output_len, "tokens that each request decodes")
       ->capture_default_str();
   app.add_option("--repetitions", repetitions, "the median of so many counts")
+      ->capture_default_str();
+  app.add_option("--warm_up", warm_up, "seconds of work before timing begins")
       ->capture_default_str();
   app.add_flag("--json", json, "print one JSON object");
 }

@@ -12,6 +12,7 @@ struct LatencyFlags {
   std::int64_t prompt_len = 32;  // tokens before the decoding that is timed
   std::int64_t output_len = 64;
   int repetitions = 5;
+  double warm_up = 5;  // seconds
   bool json = false;
 
   void add(CLI::App& app);

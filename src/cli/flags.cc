@@ -70,9 +70,8 @@ bool parse(CLI::App& app, std::vector<std::string> args) {
   const bool flag = extra[0].rfind("-", 0) == 0;
   const std::string word = extra[0].substr(0, extra[0].find('='));
   const std::string guess = flag ? nearest(word, flag_names(app)) : "";
-  OSTRO_THROW(InvalidArgument, app.get_name(), " has no ", flag ? "flag " : "argument ",
-              word, guess.empty() ? "" : "; the nearest is ", guess, "; see ", app.get_name(),
-              " --help");
+  OSTRO_THROW(InvalidArgument, app.get_name(), " has no ", flag ? "flag " : "argument ", word,
+              guess.empty() ? "" : "; the nearest is ", guess, "; see ", app.get_name(), " --help");
 }
 
 void LogFlag::add(CLI::App& app, const char* fallback) {

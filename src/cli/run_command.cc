@@ -33,14 +33,13 @@ struct RunFlags {
   std::string output_csv, output_npy, logits_npy, context_logits_npy, log_probs_npy,
       cum_log_probs_npy;
   bool profiling = false;
-  bool block_reuse = false, chunked_context = false;
+  bool block_reuse = true, chunked_context = false;
+  std::int64_t num_return_sequences = 1;
+  std::vector<std::string> bad_words;
 
   // Accepted with their default value only until their issue builds them.
-  std::int64_t num_beams = 1, no_repeat_ngram_size = 0, num_return_sequences = 1;
-  double repetition_penalty = 1, presence_penalty = 0, frequency_penalty = 0, length_penalty = 1,
-         diversity_rate = 0;
-  std::int64_t early_stopping = 1;
-  std::vector<std::string> bad_words;
+  std::int64_t num_beams = 1, early_stopping = 1;
+  double length_penalty = 1, diversity_rate = 0;
 
   void add(CLI::App& app);
   void refuse_what_is_not_built() const;
@@ -88,6 +87,28 @@ void RunFlags::add(CLI::App& app) {
   app.add_option("--random_seed", sampling.seed, "the same seed gives the same tokens")
       ->capture_default_str()
       ->group(choose);
+  app.add_option("--repetition_penalty", sampling.repetition_penalty,
+                 "divides (or multiplies, if negative) the logits of tokens seen; 1: off")
+      ->capture_default_str()
+      ->group(choose);
+  app.add_option("--presence_penalty", sampling.presence_penalty,
+                 "taken from the logits of tokens generated before")
+      ->capture_default_str()
+      ->group(choose);
+  app.add_option("--frequency_penalty", sampling.frequency_penalty,
+                 "the same, times how often they were")
+      ->capture_default_str()
+      ->group(choose);
+  app.add_option("--no_repeat_ngram_size", sampling.no_repeat_ngram_size,
+                 "no sequence of so many tokens comes twice; 0: off")
+      ->capture_default_str()
+      ->group(choose);
+  app.add_option("--bad_words", bad_words, "texts whose tokens are never generated in a row")
+      ->group(choose);
+  app.add_option("--num_return_sequences", num_return_sequences,
+                 "sequences a prompt, each with a seed of its own")
+      ->capture_default_str()
+      ->group(choose);
   app.add_option("--end_id", end_id,
                  "token that ends a sequence; -1: none; default: the model's eos");
   app.add_option("--stop_words", stop_words, "texts that end a sequence; they are not printed");
@@ -116,47 +137,32 @@ void RunFlags::add(CLI::App& app) {
       ->group(out);
 
   const char* cache = "KV cache";
-  app.add_flag("--kv_cache_enable_block_reuse", block_reuse,
-               "not built yet: accepted, changes nothing")
+  app.add_option("--kv_cache_enable_block_reuse", block_reuse,
+                 "share the keys and values of equal beginnings of prompts")
+      ->expected(0, 1)
+      ->default_str("true")
       ->group(cache);
   app.add_flag("--enable_chunked_context", chunked_context, kAlways)->group(cache);
 
-  const char* later = "Not built yet (only the default is accepted)";
+  const char* later = "Beam search: not built yet (only the default is accepted)";
   app.add_option("--num_beams", num_beams, "")->capture_default_str()->group(later);
-  app.add_option("--num_return_sequences", num_return_sequences, "")
-      ->capture_default_str()
-      ->group(later);
-  app.add_option("--repetition_penalty", repetition_penalty, "")
-      ->capture_default_str()
-      ->group(later);
-  app.add_option("--presence_penalty", presence_penalty, "")->capture_default_str()->group(later);
-  app.add_option("--frequency_penalty", frequency_penalty, "")->capture_default_str()->group(later);
   app.add_option("--length_penalty", length_penalty, "")->capture_default_str()->group(later);
   app.add_option("--early_stopping", early_stopping, "")->capture_default_str()->group(later);
   app.add_option("--beam_search_diversity_rate", diversity_rate, "")
       ->capture_default_str()
       ->group(later);
-  app.add_option("--no_repeat_ngram_size", no_repeat_ngram_size, "")
-      ->capture_default_str()
-      ->group(later);
-  app.add_option("--bad_words", bad_words, "")->group(later);
 }
 
 void RunFlags::refuse_what_is_not_built() const {
   const auto only = [](const char* flag, double value, double built) {
-    OSTRO_SUPPORTED(value == built, flag, ' ', value, " is not built yet; there are: greedy, ",
-                    "temperature, top_k, top_p, min_p and stop_words, with one sequence a prompt");
+    OSTRO_SUPPORTED(
+        value == built, flag, ' ', value,
+        " is not built yet: there is no beam search, only greedy decoding and sampling");
   };
   only("--num_beams", double(num_beams), 1);
-  only("--num_return_sequences", double(num_return_sequences), 1);
-  only("--repetition_penalty", repetition_penalty, 1);
-  only("--presence_penalty", presence_penalty, 0);
-  only("--frequency_penalty", frequency_penalty, 0);
   only("--length_penalty", length_penalty, 1);
   only("--early_stopping", double(early_stopping), 1);
   only("--beam_search_diversity_rate", diversity_rate, 0);
-  only("--no_repeat_ngram_size", double(no_repeat_ngram_size), 0);
-  OSTRO_SUPPORTED(bad_words.empty(), "--bad_words is not built yet");
 }
 
 // What one prompt has become so far.
@@ -201,8 +207,8 @@ class Run {
         prompts_(prompts),
         tokenizer_(tokenizer),
         session_(session),
-        engine_(session.rank, session.config.model),
-        sequences_(prompts.size()) {}
+        engine_(session.rank, session.config.model, {.block_reuse = flags.block_reuse}),
+        sequences_(prompts.size() * std::size_t(flags.num_return_sequences)) {}
 
   void operator()() {
     submit();
@@ -217,6 +223,12 @@ class Run {
   }
 
  private:
+  // The sequences of a prompt stand side by side.
+  std::size_t prompt_of(std::size_t i) const {
+    return i / std::size_t(flags_.num_return_sequences);
+  }
+  std::size_t beam_of(std::size_t i) const { return i % std::size_t(flags_.num_return_sequences); }
+
   // A lone stream of text is printed piece by piece, several a line each time.
   bool streams_text() const { return flags_.streaming && sequences_.size() == 1 && tokenizer_; }
 
@@ -234,17 +246,20 @@ class Run {
     }
     const bool context_logits = !flags_.context_logits_npy.empty();
     const bool log_probs = !flags_.log_probs_npy.empty() || !flags_.cum_log_probs_npy.empty();
-    OSTRO_REQUIRE(!context_logits || prompts_.size() == 1,
-                  "--output_context_logits_npy takes one prompt, there are ", prompts_.size());
-    for (std::size_t i = 0; i < prompts_.size(); ++i) {
-      const engine::RequestId id = submit(i, {.prompt = prompts_[i],
-                                              .max_new_tokens = flags_.max_output_len,
-                                              .sampling = flags_.sampling,
-                                              .end_ids = end_ids,
-                                              .logits = !flags_.logits_npy.empty(),
-                                              .prompt_logits = context_logits,
-                                              .prompt_log_probs = false,
-                                              .log_probs = log_probs});
+    OSTRO_REQUIRE(!context_logits || sequences_.size() == 1,
+                  "--output_context_logits_npy takes one prompt and one sequence, there are ",
+                  sequences_.size());
+    for (std::size_t i = 0; i < sequences_.size(); ++i) {
+      engine::Sampling sampling = flags_.sampling;
+      sampling.seed = engine::sequence_seed(sampling.seed, std::int32_t(beam_of(i)));
+      const engine::RequestId id = submit(prompt_of(i), {.prompt = prompts_[prompt_of(i)],
+                                                         .max_new_tokens = flags_.max_output_len,
+                                                         .sampling = sampling,
+                                                         .end_ids = end_ids,
+                                                         .logits = !flags_.logits_npy.empty(),
+                                                         .prompt_logits = context_logits,
+                                                         .prompt_log_probs = false,
+                                                         .log_probs = log_probs});
       index_[id] = i;
       if (!tokenizer_) continue;
       sequences_[i].detokenizer = std::make_unique<txt::IncrementalDetokenizer>(*tokenizer_);
@@ -311,8 +326,8 @@ class Run {
 
   void print(std::size_t i) const {
     const Sequence& s = sequences_[i];
-    write_line(
-        text("Output [Text ", i, " Beam 0]: ", tokenizer_ ? quoted(s.text) : joined(s.ids, " ")));
+    write_line(text("Output [Text ", prompt_of(i), " Beam ", beam_of(i),
+                    "]: ", tokenizer_ ? quoted(s.text) : joined(s.ids, " ")));
     if (flags_.streaming) std::fflush(stdout);
   }
 
@@ -412,6 +427,8 @@ int run_command(const Arguments& args) {
                 "; it must be at least 1");
   OSTRO_REQUIRE(flags.prompts.max_input_length >= 0, "--max_input_length is ",
                 flags.prompts.max_input_length, "; it must be at least 1");
+  OSTRO_REQUIRE(flags.num_return_sequences > 0, "--num_return_sequences is ",
+                flags.num_return_sequences, "; it must be at least 1");
   OSTRO_REQUIRE(flags.streaming_interval > 0, "--streaming_interval is ", flags.streaming_interval,
                 "; it must be at least 1");
 
@@ -428,6 +445,10 @@ int run_command(const Arguments& args) {
     OSTRO_REQUIRE(tokenizer || flags.stop_words.empty(),
                   "--stop_words are texts: they need --tokenizer_dir");
     prompts = read_prompts(flags.prompts, tokenizer.get());
+    OSTRO_REQUIRE(tokenizer || flags.bad_words.empty(),
+                  "--bad_words are texts: they need --tokenizer_dir");
+    for (const std::string& word : flags.bad_words)
+      flags.sampling.bad_words.push_back(tokenizer->encode(word, {.add_special_tokens = false}));
   }
   const std::int64_t logit_rows = flags.context_logits_npy.empty() ? 0 : 512;
   return run_on_ranks(flags.runtime, logit_rows,

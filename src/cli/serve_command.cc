@@ -47,7 +47,8 @@ void ServeFlags::add(CLI::App& app) {
                  "requests that may wait, then 429 is answered; 0: no limit")
       ->capture_default_str()
       ->group(queue);
-  app.add_option("--request_timeout", request_timeout, "seconds that a request may take; 0: no limit")
+  app.add_option("--request_timeout", request_timeout,
+                 "seconds that a request may take; 0: no limit")
       ->capture_default_str()
       ->group(queue);
   app.add_option("--capacity_policy", capacity_policy,
@@ -140,7 +141,6 @@ class ExecutorGenerator final : public server::Generator {
   std::vector<IterationStatistics> take_iteration_statistics() override {
     return executor_.take_iteration_statistics();
   }
-  const ModelInfo& model() const override { return executor_.model(); }
 
  private:
   Executor& executor_;
@@ -167,13 +167,13 @@ txt::ChatTemplate load_template(const ServeFlags& flags, const txt::Tokenizer& t
 void serve_session(const ServeFlags& flags, const server::ServiceOptions& options,
                    const txt::Tokenizer& tokenizer, const txt::ChatTemplate& chat,
                    Session& session) {
-  Executor executor = api::make_executor(
-      session.rank, session.config,
-      {.max_queue_size = flags.max_queue_size,
-       .capacity_policy = flags.capacity_policy == "max_utilization"
-                              ? CapacityPolicy::max_utilization
-                              : CapacityPolicy::guaranteed_no_evict,
-       .kv_cache = {.block_reuse = flags.block_reuse}});
+  Executor executor =
+      api::make_executor(session.rank, session.config,
+                         {.max_queue_size = flags.max_queue_size,
+                          .capacity_policy = flags.capacity_policy == "max_utilization"
+                                                 ? CapacityPolicy::max_utilization
+                                                 : CapacityPolicy::guaranteed_no_evict,
+                          .kv_cache = {.block_reuse = flags.block_reuse}});
   ExecutorGenerator generator(executor);
   const ExecutorStatistics kv = executor.statistics();
   const server::ServedModel model{

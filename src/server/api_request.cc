@@ -32,16 +32,16 @@ json parse_body(std::string_view body) {
 void check_model(Fields& fields, const ServedModel& model) {
   const auto name = fields.string("model");
   if (name && *name != model.name)
-    throw ApiError(404, text("there is no model \"", *name, "\"; this server has \"", model.name,
-                             '"'),
+    throw ApiError(404,
+                   text("there is no model \"", *name, "\"; this server has \"", model.name, '"'),
                    "model", "model_not_found");
 }
 
 std::vector<std::string> read_stops(Fields& fields) {
   const json* value = fields.any("stop");
   if (!value) return {};
-  const std::string wanted = text("a string or a list of at most ", kMostStops, " strings, each of 1 to ",
-                                  kLongestStopBytes, " bytes");
+  const std::string wanted = text("a string or a list of at most ", kMostStops,
+                                  " strings, each of 1 to ", kLongestStopBytes, " bytes");
   std::vector<std::string> stops;
   if (value->is_string()) {
     stops.push_back(value->get<std::string>());
@@ -67,8 +67,9 @@ std::vector<std::pair<TokenId, float>> read_bias(Fields& fields, const ServedMod
     TokenId id = -1;
     const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
     if (error != std::errc() || end != key.data() + key.size() || id < 0 || id >= model.info.vocab)
-      throw ApiError(400, text("\"logit_bias\" names the token \"", shown(key), "\"; ids are 0 to ",
-                               model.info.vocab - 1),
+      throw ApiError(400,
+                     text("\"logit_bias\" names the token \"", shown(key), "\"; ids are 0 to ",
+                          model.info.vocab - 1),
                      "logit_bias", "invalid_value");
     if (!bias.is_number() || !(std::abs(bias.get<double>()) <= 100))
       refuse_value("logit_bias." + key, "a number from -100 to 100", bias);
@@ -80,7 +81,8 @@ std::vector<std::pair<TokenId, float>> read_bias(Fields& fields, const ServedMod
 SamplingConfig read_sampling(Fields& fields, const ServedModel& model) {
   SamplingConfig s;
   s.temperature = float(fields.number("temperature", 0, 2).value_or(1));
-  s.top_k = std::int32_t(std::max<std::int64_t>(0, fields.integer("top_k", -1, INT32_MAX).value_or(0)));
+  s.top_k =
+      std::int32_t(std::max<std::int64_t>(0, fields.integer("top_k", -1, INT32_MAX).value_or(0)));
   s.top_p = float(fields.number("top_p", 0, 1).value_or(1));
   if (s.top_p == 0) s.top_k = 1;  // the most likely token alone; for the executor 0 means all
   s.min_p = float(fields.number("min_p", 0, 1).value_or(0));
@@ -135,8 +137,8 @@ void check_lengths(const ApiRequest& r, const ServedModel& model, const char* pa
     if (length + wanted > model.max_tokens)
       throw ApiError(400,
                      text("the prompt has ", length, " tokens and ", wanted,
-                          r.open_length ? " at least is" : " are", " to be generated; this server has room for ",
-                          model.max_tokens),
+                          r.open_length ? " at least is" : " are",
+                          " to be generated; this server has room for ", model.max_tokens),
                      param, "context_length_exceeded");
   }
 }

@@ -37,8 +37,8 @@ struct ApiRequest {
   bool include_usage = false;
   bool echo = false;
   std::optional<std::int32_t> log_probs;  // alternatives at each place
-  Request base;              // for the executor, without the prompt
-  bool open_length = false;  // the answer may be as long as the model can
+  Request base;                           // for the executor, without the prompt
+  bool open_length = false;               // the answer may be as long as the model can
 };
 
 ApiRequest parse_completion(std::string_view body, const ServedModel&);

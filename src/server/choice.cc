@@ -9,12 +9,12 @@ Choice::Piece Choice::push(const Response& r) {
     // The end id has no text of its own.
     if (r.finish == FinishReason::end_id && i + 1 == r.tokens.size()) break;
     if (i < r.log_probs.size())
-      held_.push_back({.token = {.id = r.tokens[i],
-                                 .log_prob = r.log_probs[i],
-                                 .alternatives = i < r.alternatives.size()
-                                                     ? r.alternatives[i]
-                                                     : std::vector<TokenLogProb>{}},
-                       .end = std::nullopt});
+      held_.push_back(
+          {.token = {.id = r.tokens[i],
+                     .log_prob = r.log_probs[i],
+                     .alternatives = i < r.alternatives.size() ? r.alternatives[i]
+                                                               : std::vector<TokenLogProb>{}},
+           .end = std::nullopt});
     add_text(detokenizer_.push(r.tokens[i]), piece);
   }
   const bool by_itself = r.finish == FinishReason::end_id || r.finish == FinishReason::stop ||

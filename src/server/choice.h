@@ -28,7 +28,8 @@ class Choice {
  public:
   struct Piece {
     std::string text;
-    std::vector<ScoredToken> tokens;  // those whose text is out, if log-probabilities were asked for
+    std::vector<ScoredToken>
+        tokens;  // those whose text is out, if log-probabilities were asked for
   };
 
   // `context`: the tokens before the first, where the text goes on from theirs; else empty.

@@ -14,7 +14,7 @@ namespace ostro::server {
 class Exchange final : public Reply {
  public:
   struct Options {
-    std::string id;  // X-Request-Id
+    std::string id = {};  // X-Request-Id
     bool head_only = false;
     bool chunked = true;  // false for HTTP/1.0: a stream ends with the connection
     bool keep_alive = true;
@@ -30,13 +30,12 @@ class Exchange final : public Reply {
   void when_gone(std::function<void()> gone) override;
 
   // The connection's side.
-  std::string take();                               // what is to be written next
+  std::string take();  // what is to be written next
   bool empty() const { return outbox_.empty(); }
-  bool finished() const { return finished_; }       // all of the answer is, or was, in the outbox
-  bool cut_off() const { return cut_off_; }         // it fell too far behind
+  bool finished() const { return finished_; }  // all of the answer is, or was, in the outbox
+  bool cut_off() const { return cut_off_; }    // it fell too far behind
   bool keep_alive() const { return options_.keep_alive; }
-  void close_after() { options_.keep_alive = false; }  // of use until the answer's header is out
-  void abandon();                                   // the client has left
+  void abandon();  // the client has left
 
   int status() const { return status_; }
   std::size_t body_bytes() const { return body_bytes_; }

@@ -64,10 +64,10 @@ std::optional<double> Fields::number(const char* name, double low, double high) 
 void Fields::only(const char* name, const nlohmann::json& only) {
   const nlohmann::json* value = any(name);
   if (value && *value != only)
-    throw ApiError(400,
-                   text('"', path(name), "\" is ", shown(*value), "; this server supports only ",
-                        shown(only)),
-                   path(name), "unsupported_value");
+    throw ApiError(
+        400,
+        text('"', path(name), "\" is ", shown(*value), "; this server supports only ", shown(only)),
+        path(name), "unsupported_value");
 }
 
 void Fields::refuse_others() const {

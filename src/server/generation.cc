@@ -37,16 +37,15 @@ Generation::Generation(ApiRequest request, std::string request_id, const ServedM
   for (const Prompt& prompt : request_.prompts)
     for (std::int32_t i = 0; i < request_.base.num_return_sequences; ++i)
       // A completion goes on from its prompt's text; a chat's answer stands for itself.
-      outputs_.push_back({.choice = Choice(model.tokenizer,
-                                           request_.chat ? std::vector<TokenId>{} : prompt.ids,
-                                           request_.stops),
-                          .whole = {}});
+      outputs_.push_back(
+          {.choice = Choice(model.tokenizer, request_.chat ? std::vector<TokenId>{} : prompt.ids,
+                            request_.stops),
+           .whole = {}});
 }
 
 const std::vector<RequestId>& Generation::submit() {
   for (std::size_t i = 0; i < parts_.size(); ++i) {
-    const Submission s =
-        generator_.submit(engine_request(request_, request_.prompts[i], model_));
+    const Submission s = generator_.submit(engine_request(request_, request_.prompts[i], model_));
     if (!s) {
       cancel_all();
       ended_ = true;
@@ -88,8 +87,8 @@ void Generation::take(const Response& r) {
     return fail({504, "the request was not finished within the server's time limit"});
   if (r.finish == FinishReason::cancelled) return fail({503, "the server is shutting down"});
 
-  parts_[p].cached_tokens =
-      std::min(r.statistics.reused_tokens, r.statistics.prompt_tokens);  // n sequences reuse n times
+  parts_[p].cached_tokens = std::min(r.statistics.reused_tokens,
+                                     r.statistics.prompt_tokens);  // n sequences reuse n times
   take_prompt(p, r);
   const auto n = std::size_t(request_.base.num_return_sequences);
   const std::size_t index = p * n + std::size_t(r.sequence);
@@ -99,7 +98,8 @@ void Generation::take(const Response& r) {
     give(index, std::move(piece), choice.finish_reason());
   }
   const auto first = outputs_.begin() + std::ptrdiff_t(p * n);
-  if (std::all_of(first, first + std::ptrdiff_t(n), [](const Output& o) { return o.choice.ended(); }))
+  if (std::all_of(first, first + std::ptrdiff_t(n),
+                  [](const Output& o) { return o.choice.ended(); }))
     end_part(p);
   if (request_.stream && !pending_.empty()) reply_->write(std::exchange(pending_, {}));
   if (std::all_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.ended; }))

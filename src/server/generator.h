@@ -19,7 +19,6 @@ class Generator {
   virtual std::string failure() const = 0;
   virtual ExecutorStatistics statistics() const = 0;
   virtual std::vector<IterationStatistics> take_iteration_statistics() = 0;
-  virtual const ModelInfo& model() const = 0;
 };
 
 }  // namespace ostro::server

@@ -23,8 +23,8 @@ namespace http = boost::beast::http;
 using asio::ip::tcp;
 using boost::system::error_code;
 
-// In this file co_await stands alone or after `=`, and its operands have names: g++ 12 makes invalid
-// code of some others (a trap where an `if` or `while` has it in its condition).
+// In this file co_await stands alone or after `=`, and its operands have names: g++ 12 makes
+// invalid code of some others (a trap where an `if` or `while` has it in its condition).
 constexpr auto kTuple = asio::as_tuple(asio::use_awaitable);
 
 // What a client sends while it waits for an answer (the next request, mostly) is kept up to here.
@@ -180,7 +180,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
     const Stopwatch watch;
     const bool head = message.method() == http::verb::head;
     const std::string_view target(message.target().data(), message.target().size());
-    const std::string_view wanted_id(message["X-Request-Id"].data(), message["X-Request-Id"].size());
+    const std::string_view wanted_id(message["X-Request-Id"].data(),
+                                     message["X-Request-Id"].size());
     HttpRequest request{.method = head ? "GET" : std::string(message.method_string()),
                         .path = std::string(target.substr(0, target.find_first_of("?#"))),
                         .authorization = std::string(message[http::field::authorization]),

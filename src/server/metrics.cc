@@ -12,9 +12,9 @@ namespace {
 
 const std::vector<double> kLongSeconds = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
                                           0.5,   1,      2.5,   5,    10,    30,   60,  300};
-const std::vector<double> kShortSeconds = {0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01,
-                                           0.02,   0.03,    0.05,   0.075, 0.1,    0.15,  0.25,
-                                           0.5,    1,       2.5};
+const std::vector<double> kShortSeconds = {0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005,
+                                           0.01,   0.02,    0.03,   0.05,  0.075,  0.1,
+                                           0.15,   0.25,    0.5,    1,     2.5};
 
 std::string number(double value) {
   char text[32];
@@ -155,7 +155,8 @@ std::string Metrics::text(const ExecutorStatistics& s, std::size_t connections,
   counter("ostro_http_disconnects_total", double(disconnects_),
           "Clients that left, or were cut off, before their answer was complete.", out);
   gauge("ostro_http_connections", double(connections), "Open connections.", out);
-  gauge("ostro_draining", draining, "1 while the server finishes what runs and takes no more.", out);
+  gauge("ostro_draining", draining, "1 while the server finishes what runs and takes no more.",
+        out);
   write_executor(s, out);
   queue_.write("ostro_queue_seconds", "From arrival to the first step of a request.", out);
   first_token_.write("ostro_time_to_first_token_seconds", "From arrival to the first token.", out);

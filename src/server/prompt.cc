@@ -68,9 +68,9 @@ std::vector<Prompt> read_prompts(const json& value, const ServedModel& model) {
                  value);
   if (value[0].is_number()) return {id_prompt(value, param, model)};
   if (value.size() > kMostPrompts)
-    throw ApiError(400, text("a request has at most ", kMostPrompts, " prompts, here are ",
-                             value.size()),
-                   param, "invalid_value");
+    throw ApiError(
+        400, text("a request has at most ", kMostPrompts, " prompts, here are ", value.size()),
+        param, "invalid_value");
   std::vector<Prompt> prompts;
   for (std::size_t i = 0; i < value.size(); ++i) {
     if (value[i].type() != value[0].type())

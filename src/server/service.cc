@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "server/api_error.h"
+#include "server/page.h"
 
 namespace ostro::server {
 namespace {
@@ -61,6 +62,13 @@ void Service::handle(HttpRequest request, std::shared_ptr<Reply> reply) {
 }
 
 void Service::dispatch(HttpRequest& request, std::shared_ptr<Reply>& reply) {
+  if (request.method == "GET")
+    if (const PageFile* file = page_file(request.path))
+      return reply->send({.content_type = std::string(file->content_type),
+                          .body = std::string(file->text),
+                          .headers = {{"Content-Security-Policy",
+                                       "default-src 'self'; img-src data:; frame-ancestors 'none'"},
+                                      {"Cache-Control", "no-cache"}}});
   const Entry* found = nullptr;
   for (const Entry& entry : routes())
     if (request.path == entry.path) found = &entry;
@@ -145,6 +153,7 @@ void Service::record(const ExchangeRecord& r) {
   std::string route = "other";
   for (const Entry& entry : routes())
     if (r.path == entry.path) route = r.path;
+  if (page_file(r.path)) route = "/";
   if (r.path.starts_with(kModels)) route = std::string(kModels);
   metrics_.count_exchange(route, r.status, r.complete);
   if (!log_.enabled(LogLevel::info)) return;

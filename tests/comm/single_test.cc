@@ -14,7 +14,7 @@ TEST(Single, RefusesWhatBreaksTheContract) {
   const View strided{x, DType::f32, Device::cpu, 2, 3, 6};
   EXPECT_THROW(single->all_reduce_sum(strided), InternalError);
   EXPECT_THROW(single->all_reduce_sum(matrix(x, DType::bf16, 2, 3)), InternalError);
-  EXPECT_THROW(single->all_reduce_sum(matrix(x, DType::f32, 1, 3, Device::cuda)), InternalError);
+  EXPECT_NO_THROW(single->all_reduce_sum(matrix(x, DType::f32, 1, 3, Device::cuda)));
   EXPECT_THROW(single->all_gather_columns(matrix(x, DType::f32, 2, 2), matrix(x, DType::f32, 2, 3)),
                InternalError);
   EXPECT_THROW(single->send(matrix(x, DType::f32, 1, 1), 0), InternalError);

@@ -168,23 +168,26 @@ class RunFlags(ostro.BadInput):
     def test_not_built_yet(self):
         for flags in (
             "--num_beams 4",
-            "--num_return_sequences 2",
-            "--repetition_penalty 1.2",
-            "--presence_penalty 0.5",
-            "--frequency_penalty 0.5",
             "--length_penalty 2",
-            "--no_repeat_ngram_size 3",
+            "--early_stopping 0",
             "--beam_search_diversity_rate 0.1",
         ):
             with self.subTest(flags):
                 self.run_refused(
                     *flags.split(),
                     code=3,
-                    match="^%s is not built yet; there are: greedy, "
-                    "temperature, top_k, top_p, min_p and stop_words, with one sequence a "
-                    "prompt$" % flags,
+                    match="^%s is not built yet: there is no beam search, only greedy decoding "
+                    "and sampling$" % flags,
                 )
-        self.run_refused("--bad_words", "no", code=3, text="--bad_words is not built yet")
+
+    def test_sampling_values_out_of_range(self):
+        for flags, text in (
+            ("--repetition_penalty 0", "repetition_penalty is 0; it must be "),
+            ("--no_repeat_ngram_size -1", "no_repeat_ngram_size is -1; it must be "),
+            ("--num_return_sequences 0", "--num_return_sequences is 0; it must be at least 1"),
+        ):
+            with self.subTest(flags):
+                self.run_refused(*flags.split(), match="^%s" % text)
 
     def test_device(self):
         self.run_refused("--device", "tpu", text='--device is "tpu"; it must be auto, cpu or cuda')
@@ -238,7 +241,7 @@ class RunFlags(ostro.BadInput):
             "--output_context_logits_npy",
             self.path("c.npy"),
             ids="1,2\n1,3\n",
-            text="--output_context_logits_npy takes one prompt, there are 2",
+            text="--output_context_logits_npy takes one prompt and one sequence, there are 2",
         )
 
     def test_unknown_flags(self):
@@ -341,7 +344,7 @@ class Datasets(ostro.BadInput):
             self.engine,
             "--dataset",
             path,
-            text="prompt 0: token 1 of the prompt is 64; the vocabulary has ids 0 to 63",
+            text="token 1 of the prompt is 64; the vocabulary has ids 0 to 63",
         )
 
 

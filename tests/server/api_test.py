@@ -1,6 +1,7 @@
 """Every endpoint of `ostro serve`, its errors and its keys."""
 
 import json
+import os
 import re
 
 
@@ -251,6 +252,16 @@ class Rest(serving.Case):
         usage = self.server.complete(text).json["usage"]
         self.assertGreaterEqual(usage["prompt_tokens_details"]["cached_tokens"], 64)
         self.assertGreater(self.server.metrics()["ostro_kv_hit_rate"], 0)
+
+    def test_the_page_is_what_the_sources_hold(self):
+        folder = os.path.join(ostro.SOURCE, "src", "server", "page")
+        for path, name, kind in (("/", "index.html", "text/html"), ("/page.css", "page.css", "text/css"),
+                                 ("/page.js", "page.js", "text/javascript")):
+            answer = self.server.get(path)
+            with open(os.path.join(folder, name), encoding="utf-8") as f:
+                self.assertEqual(answer.text, f.read(), name)
+            self.assertEqual(answer.headers["Content-Type"], kind + "; charset=utf-8")
+            self.assertIn("default-src 'self'", answer.headers["Content-Security-Policy"])
 
     def test_paths_and_methods(self):
         self.assert_error(self.server.get("/v1/nothing"), 404)

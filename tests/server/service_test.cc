@@ -5,6 +5,8 @@
 
 #include <set>
 
+#include "server/api_error.h"
+
 namespace ostro::server {
 namespace {
 
@@ -22,7 +24,6 @@ struct FakeGenerator : Generator {
   std::string failure() const override { return failed; }
   ExecutorStatistics statistics() const override { return {.queued = 3, .open = 5}; }
   std::vector<IterationStatistics> take_iteration_statistics() override { return {}; }
-  const ModelInfo& model() const override { return info; }
 
   ModelInfo info{.vocab = 8192, .context = 128, .end_ids = {2}};
   std::vector<Request> requests;
@@ -70,12 +71,15 @@ class ServiceTest : public testing::Test {
   std::shared_ptr<FakeReply> request(const std::string& path, const json& body,
                                      const std::string& method = "POST") {
     auto reply = std::make_shared<FakeReply>();
-    service.handle({.method = method, .path = path, .authorization = "", .id = "r1",
+    service.handle({.method = method,
+                    .path = path,
+                    .authorization = "",
+                    .id = "r1",
                     .body = body.is_string() ? body.get<std::string>() : body.dump()},
                    reply);
     return reply;
   }
-  std::shared_ptr<FakeReply> complete(json fields = {}) {
+  std::shared_ptr<FakeReply> complete(json fields = json::object()) {
     json body = {{"prompt", "Once upon"}};
     body.update(fields);
     return request("/v1/completions", body);
@@ -84,27 +88,41 @@ class ServiceTest : public testing::Test {
     return tokenizer().encode(text, {.add_special_tokens = false});
   }
   // The next tokens of a request's sequence.
-  void respond(RequestId id, std::vector<TokenId> tokens,
-               FinishReason finish = FinishReason::none, int sequence = 0) {
+  void respond(RequestId id, std::vector<TokenId> tokens, FinishReason finish = FinishReason::none,
+               int sequence = 0, bool last = true) {
     Response r{.id = id, .sequence = sequence, .tokens = tokens, .finish = finish};
     r.log_probs.assign(tokens.size(), -0.5f);
-    r.is_final = r.is_last = finish != FinishReason::none;
+    r.is_final = finish != FinishReason::none;
+    r.is_last = r.is_final && last;
     service.deliver({r}, {});
   }
 
   FakeGenerator generator;
   txt::ChatTemplate chat = txt::ChatTemplate::mistral({.bos = "<s>", .eos = "</s>"});
-  ServedModel model{.name = "tiny", .info = generator.info, .tokenizer = tokenizer(), .chat = chat,
+  ServedModel model{.name = "tiny",
+                    .info = generator.info,
+                    .tokenizer = tokenizer(),
+                    .chat = chat,
                     .max_tokens = 128};
   Log log;
   Service service{ServiceOptions{.version = "1.2.3"}, model, generator, log};
 };
 
 TEST_F(ServiceTest, TranslatesEveryFieldForTheExecutor) {
-  complete({{"max_tokens", 9}, {"temperature", 0.5}, {"top_p", 0.25}, {"top_k", 7}, {"min_p", 0.125},
-            {"seed", -1}, {"n", 2}, {"presence_penalty", 1.5}, {"frequency_penalty", -1.5},
-            {"repetition_penalty", 1.25}, {"logit_bias", {{"5", -3}}}, {"user", "me"},
-            {"cache_salt", "salt"}, {"logprobs", 4}});
+  complete({{"max_tokens", 9},
+            {"temperature", 0.5},
+            {"top_p", 0.25},
+            {"top_k", 7},
+            {"min_p", 0.125},
+            {"seed", -1},
+            {"n", 2},
+            {"presence_penalty", 1.5},
+            {"frequency_penalty", -1.5},
+            {"repetition_penalty", 1.25},
+            {"logit_bias", {{"5", -3}}},
+            {"user", "me"},
+            {"cache_salt", "salt"},
+            {"logprobs", 4}});
   ASSERT_EQ(generator.requests.size(), 1u);
   const Request& r = generator.requests[0];
   EXPECT_EQ(r.prompt, tokenizer().encode("Once upon"));
@@ -174,10 +192,10 @@ TEST_F(ServiceTest, WhatWasHeldBackForAStopStringComesAtTheEnd) {
 }
 
 TEST_F(ServiceTest, AChatStreamHasItsRoleFirstAndUsageLast) {
-  const auto reply = request("/v1/chat/completions",
-                             {{"messages", {{{"role", "user"}, {"content", "Hi"}}}},
-                              {"stream", true},
-                              {"stream_options", {{"include_usage", true}}}});
+  const auto reply =
+      request("/v1/chat/completions", {{"messages", {{{"role", "user"}, {"content", "Hi"}}}},
+                                       {"stream", true},
+                                       {"stream_options", {{"include_usage", true}}}});
   EXPECT_TRUE(reply->streaming);
   respond(1, ids("Hello"), FinishReason::length);
   const std::vector<json> events = reply->events();
@@ -193,12 +211,19 @@ TEST_F(ServiceTest, AChatStreamHasItsRoleFirstAndUsageLast) {
 
 TEST_F(ServiceTest, ChoicesOfSeveralPromptsAreInOrder) {
   const auto reply = complete({{"prompt", {"one", "two"}}, {"n", 2}});
-  respond(2, ids("d"), FinishReason::length, 1);
-  respond(1, ids("b"), FinishReason::length, 1);
-  respond(2, ids("c"), FinishReason::length, 0);
-  EXPECT_FALSE(reply->ended);
-  // The last response of request 1 was said to be that of sequence 1: nothing else is known of it.
   EXPECT_EQ(generator.requests.size(), 2u);
+  respond(2, ids("d"), FinishReason::length, 1, false);
+  respond(1, ids("b"), FinishReason::end_id, 1, false);
+  respond(2, ids("c"), FinishReason::length, 0, true);
+  EXPECT_FALSE(reply->ended);
+  respond(1, ids("a"), FinishReason::length, 0, true);
+  ASSERT_TRUE(reply->ended);
+  const char* texts[] = {" a", "", " c", " d"};
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(reply->choice(i)["index"], i);
+    EXPECT_EQ(reply->choice(i)["text"], texts[i]);
+    EXPECT_EQ(reply->choice(i)["finish_reason"], i == 1 ? "stop" : "length");
+  }
 }
 
 TEST_F(ServiceTest, AClientThatLeavesCancels) {
@@ -226,10 +251,12 @@ TEST_F(ServiceTest, RefusalsOfTheExecutorHaveTheirStatus) {
     EXPECT_EQ(reply->response.status, http);
     EXPECT_EQ(reply->error()["type"], type);
     EXPECT_FALSE(reply->streaming);
-    const bool told = reply->error()["message"].get<std::string>().find("words") != std::string::npos;
+    const bool told =
+        reply->error()["message"].get<std::string>().find("words") != std::string::npos;
     EXPECT_EQ(told, http == 429 || http == 400 || http == 501);
     const auto& headers = reply->response.headers;
-    EXPECT_EQ(headers.empty() ? "" : headers[0].first, http == 429 || http == 503 ? "Retry-After" : "");
+    EXPECT_EQ(headers.empty() ? "" : headers[0].first,
+              http == 429 || http == 503 ? "Retry-After" : "");
   }
 }
 
@@ -268,17 +295,17 @@ TEST_F(ServiceTest, DrainingRefusesNewRequestsAndFinishesOld) {
   respond(1, ids("word"), FinishReason::length);
   EXPECT_EQ(old->response.status, 200);
   const auto another = complete();
-  service.end_all({503, "going"});
+  service.end_all(ApiError(503, "going"));
   EXPECT_EQ(another->response.status, 503);
 }
 
-TEST_F(ServiceTest, KeysGuardAllButHealth) {
+TEST_F(ServiceTest, KeysGuardAllButHealthAndThePage) {
   Service guarded({.version = "1", .api_keys = {"k1", "k2"}}, model, generator, log);
   const auto status = [&](const char* path, const char* authorization) {
     auto reply = std::make_shared<FakeReply>();
-    guarded.handle({.method = "GET", .path = path, .authorization = authorization, .id = "x",
-                    .body = ""},
-                   reply);
+    guarded.handle(
+        {.method = "GET", .path = path, .authorization = authorization, .id = "x", .body = ""},
+        reply);
     return reply->response.status;
   };
   for (const char* path : {"/v1/models", "/v1/models/tiny", "/metrics", "/version"}) {
@@ -289,21 +316,30 @@ TEST_F(ServiceTest, KeysGuardAllButHealth) {
   EXPECT_EQ(status("/nothing", ""), 401);
   EXPECT_EQ(status("/health", ""), 200);
   EXPECT_EQ(status("/health/ready", ""), 200);
+  for (const char* path : {"/", "/page.css", "/page.js"}) EXPECT_EQ(status(path, ""), 200) << path;
 }
 
 TEST_F(ServiceTest, MetricsAreInPrometheusForm) {
   complete();
-  Response r{.id = 1, .tokens = ids("word"), .is_final = true, .is_last = true,
+  Response r{.id = 1,
+             .tokens = ids("word"),
+             .is_final = true,
+             .is_last = true,
              .finish = FinishReason::length};
   r.statistics = {.started_s = 0.01, .first_token_s = 0.02, .finished_s = 0.5, .output_tokens = 4};
   service.deliver({r}, {IterationStatistics{.step_s = 0.003}});
-  service.record({.id = "a", .peer = "p", .method = "GET", .path = "/unheard/of", .status = 404,
+  service.record({.id = "a",
+                  .peer = "p",
+                  .method = "GET",
+                  .path = "/unheard/of",
+                  .status = 404,
                   .complete = true});
   const std::string text = request("/metrics", "", "GET")->response.body;
   for (const char* line :
        {"ostro_requests_waiting 3\n", "ostro_requests_running 2\n", "ostro_step_seconds_count 1\n",
-        "ostro_step_seconds_bucket{le=\"0.0025\"} 0\n", "ostro_step_seconds_bucket{le=\"0.005\"} 1\n",
-        "ostro_step_seconds_bucket{le=\"+Inf\"} 1\n", "ostro_time_to_first_token_seconds_sum 0.02\n",
+        "ostro_step_seconds_bucket{le=\"0.0025\"} 0\n",
+        "ostro_step_seconds_bucket{le=\"0.005\"} 1\n", "ostro_step_seconds_bucket{le=\"+Inf\"} 1\n",
+        "ostro_time_to_first_token_seconds_sum 0.02\n",
         "ostro_time_per_output_token_seconds_sum 0.16\n",
         "ostro_http_requests_total{route=\"other\",status=\"404\"} 1\n"})
     EXPECT_NE(text.find(line), text.npos) << line << text;

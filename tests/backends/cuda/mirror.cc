@@ -71,8 +71,8 @@ class Operands {
     if (!host.data || host.rows == 0 || host.cols == 0) return device;
     const auto size = std::int64_t(size_of(host.dtype));
     const bool aligned = rows_ == Rows::aligned;
-    device.row_stride = aligned ? (round_up<std::int64_t>(host.cols * size, 16) + 16) / size
-                                : host.cols + 3;
+    device.row_stride =
+        aligned ? (round_up<std::int64_t>(host.cols * size, 16) + 16) / size : host.cols + 3;
     Operand o{host, device, is_output, kGuard + (aligned ? 0 : std::size_t(size)), {}, {}};
     o.bytes.assign(o.first + std::size_t(host.rows * device.row_stride * size) + kGuard, kPoison);
     for (std::int64_t r = 0; r < host.rows; ++r)
@@ -124,8 +124,8 @@ class Mirror final : public Backend {
   }
   void enqueue(const RotaryAngles& op) override {
     Operands on(*gpu_, rows_);
-    run(on, RotaryAngles{on.in(op.positions), on.in(op.table), on.in(op.inv_freq),
-                         on.out(op.cos_sin)});
+    run(on,
+        RotaryAngles{on.in(op.positions), on.in(op.table), on.in(op.inv_freq), on.out(op.cos_sin)});
   }
   void enqueue(const RotaryAppend& op) override {
     Operands on(*gpu_, rows_);

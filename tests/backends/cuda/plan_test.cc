@@ -23,6 +23,7 @@ TEST(DenseTile, HoldsTheTokensWhereThatMakesEnoughBlocks) {
   EXPECT_EQ(dense_tile(1, kHidden, kProcessors), 8);
   EXPECT_EQ(dense_tile(64, kHidden, kProcessors), 32);
   EXPECT_EQ(dense_tile(128, kHidden, kProcessors), 64);
+  EXPECT_EQ(dense_tile(256, 6144, kProcessors), 128);
   EXPECT_EQ(dense_tile(2048, kHidden, kProcessors), 256);
 }
 
@@ -38,8 +39,7 @@ std::int64_t most_by_search(std::int64_t slots, std::int64_t experts, std::int64
   if (experts == 1) return ceil_div(slots, tile);
   std::int64_t most = 0;
   for (std::int64_t first = 0; first <= slots; ++first)
-    most = std::max(most,
-                    ceil_div(first, tile) + most_by_search(slots - first, experts - 1, tile));
+    most = std::max(most, ceil_div(first, tile) + most_by_search(slots - first, experts - 1, tile));
   return most;
 }
 
@@ -86,8 +86,11 @@ TEST(AttentionPlan, SplitsLongContextsOfFewRequests) {
   EXPECT_EQ(plan_attention(one, 132).warps, 1);
   one.context = kSplitTokens;
   EXPECT_EQ(plan_attention(one, 132).splits, 1);
-  const AttentionShape many{
-      .tokens = 128, .requests = 128, .heads = 32, .kv_heads = 8, .context = 4096};
+  AttentionShape many{.tokens = 512, .requests = 512, .heads = 32, .kv_heads = 8, .context = 4096};
+  EXPECT_EQ(plan_attention(many, 132).splits, 1);
+  many.requests = many.tokens = 128;
+  EXPECT_EQ(plan_attention(many, 132).splits, 4096 / kSplitTokens);
+  many.context = 131072;  // too much scratch
   EXPECT_EQ(plan_attention(many, 132).splits, 1);
   const AttentionShape prompt{
       .tokens = 2048, .requests = 1, .heads = 32, .kv_heads = 8, .context = 2048};

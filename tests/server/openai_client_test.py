@@ -1,0 +1,120 @@
+"""`ostro serve` as OpenAI's own Python client sees it.
+
+The client is installed from PyPI into the virtual environment OSTRO_VENV (build/openai-venv), where
+this file then runs itself.
+"""
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+
+import serving
+from serving import PROMPT, ostro
+
+CLIENT = "openai==3.57.0"
+MESSAGES = [
+    {"role": "system", "content": "You tell stories."},
+    {"role": "user", "content": "Tell me one about a dog."},
+]
+
+try:
+    import openai
+except ImportError:
+    openai = None
+
+
+class Client(serving.Case):
+    FLAGS = {"api_key": "secret", "max_batch_size": 8}
+
+    def setUp(self):
+        super().setUp()
+        self.client = self.make()
+        self.addCleanup(self.client.close)
+
+    def make(self, **options):
+        options = {"api_key": "secret", "max_retries": 0, "timeout": 60, **options}
+        return openai.OpenAI(base_url="http://127.0.0.1:%d/v1" % self.server.port, **options)
+
+    def complete(self, **fields):
+        fields = {"model": "tiny", "prompt": PROMPT, "max_tokens": 20, "temperature": 0, **fields}
+        return self.client.completions.create(**fields)
+
+    def chat(self, **fields):
+        fields = {"model": "tiny", "messages": MESSAGES, "max_tokens": 20, "temperature": 0, **fields}
+        return self.client.chat.completions.create(**fields)
+
+    def test_models(self):
+        self.assertEqual([m.id for m in self.client.models.list()], ["tiny"])
+        self.assertEqual(self.client.models.retrieve("tiny").owned_by, "ostro")
+        with self.assertRaises(openai.NotFoundError):
+            self.client.models.retrieve("gpt-4")
+
+    def test_completions(self):
+        whole = self.complete(logprobs=2, echo=True, n=2, user="me", seed=1)
+        self.assertEqual(len(whole.choices), 2)
+        self.assertTrue(whole.choices[0].text.startswith(PROMPT))
+        self.assertEqual(whole.usage.completion_tokens, 40)
+        self.assertEqual(len(whole.choices[0].logprobs.top_logprobs[3]), 2)
+        parts = list(self.complete(stream=True, stream_options={"include_usage": True}))
+        self.assertEqual("".join(p.choices[0].text for p in parts[:-1]), self.complete().choices[0].text)
+        self.assertEqual(parts[-1].usage.completion_tokens, 20)
+        stop = self.complete().choices[0].text[10:14]
+        self.assertEqual(self.complete(stop=[stop]).choices[0].finish_reason, "stop")
+
+    def test_chats(self):
+        whole = self.chat(logprobs=True, top_logprobs=3, n=2)
+        self.assertEqual(whole.choices[1].message.role, "assistant")
+        self.assertEqual(len(whole.choices[0].logprobs.content[0].top_logprobs), 3)
+        parts = list(self.chat(stream=True))
+        self.assertEqual(parts[0].choices[0].delta.role, "assistant")
+        text = "".join(p.choices[0].delta.content or "" for p in parts)
+        self.assertEqual(text, whole.choices[0].message.content)
+        self.assertEqual(parts[-1].choices[0].finish_reason, whole.choices[0].finish_reason)
+        extra = self.chat(extra_body={"top_k": 1, "min_p": 0.1}, temperature=1)
+        self.assertEqual(extra.choices[0].message.content, text)
+
+    def test_errors(self):
+        for error, fields in ((openai.BadRequestError, {"temperature": 3}),
+                              (openai.BadRequestError, {"max_tokens": 5000}),
+                              (openai.BadRequestError, {"extra_body": {"guided_json": {}}}),
+                              (openai.NotFoundError, {"model": "gpt-4"})):
+            with self.assertRaises(error) as caught:
+                self.chat(**fields)
+            self.assertTrue(caught.exception.body["message"])
+        with self.assertRaises(openai.AuthenticationError):
+            self.make(api_key="wrong").models.list()
+
+    def test_a_stream_that_is_closed_frees_its_slot(self):
+        stream = self.complete(max_tokens=1000, stream=True, extra_body={"ignore_eos": True})
+        next(iter(stream))
+        stream.close()
+        headers = {"Authorization": "Bearer secret"}
+        for _ in range(100):
+            if "ostro_requests_running 0\n" in self.server.get("/metrics", headers=headers).text:
+                return
+        self.fail("it still runs")
+
+    def test_many_at_once(self):
+        alone = [self.complete(prompt="%s %d" % (PROMPT, i)).choices[0].text for i in range(32)]
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:
+            together = list(pool.map(
+                lambda i: self.complete(prompt="%s %d" % (PROMPT, i)).choices[0].text, range(32)))
+        self.assertEqual(together, alone)
+
+
+def main():
+    if openai:
+        return ostro.main()
+    venv = os.path.abspath(os.environ.get("OSTRO_VENV", "build/openai-venv"))
+    python = os.path.join(venv, "bin", "python")
+    if os.path.abspath(sys.prefix) == venv:
+        raise SystemExit("%s has no %s" % (venv, CLIENT))
+    if not os.path.exists(python):
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", CLIENT], check=True)
+    return subprocess.run([python, os.path.abspath(__file__), *sys.argv[1:]]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
