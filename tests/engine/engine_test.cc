@@ -1,66 +1,30 @@
 #include "engine/engine.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cmath>
-#include <filesystem>
 #include <map>
 
-#include "backends/cpu/backend.h"
 #include "base/error.h"
-#include "builder/build.h"
+#include "engine/small_engine.h"
 
 namespace ostro::engine {
 namespace {
 
-namespace fs = std::filesystem;
+using testing_engine::SmallEngine;
 
-// A small Mixtral of dummy weights, built once.
-class SmallEngine {
- public:
-  SmallEngine() : dir_(fs::temp_directory_path() / text("ostro_engine_test.", ::getpid())) {
-    model::EngineConfig config;
-    config.model.architecture = "MixtralForCausalLM";
-    config.model.vocab = 97;
-    config.model.hidden = 64;
-    config.model.layers = 2;
-    config.model.heads = 4;
-    config.model.kv_heads = 2;
-    config.model.head_dim = 16;
-    config.model.inter = 48;
-    config.model.experts = 4;
-    config.model.top_k = 2;
-    config.model.context = 64;
-    config.model.dtype = DType::f32;
-    config.limits = {.max_batch_size = 4,
-                     .max_input_len = 64,
-                     .max_output_len = 64,
-                     .max_beam_width = 1,
-                     .max_num_tokens = 16,
-                     .tokens_per_block = 8};
-    builder::build({.config = config, .output_dir = dir_}, nullptr);
-    reader_ = std::make_unique<checkpoint::EngineReader>(dir_);
-    config_ = model::parse_engine_config(reader_->config_text(), "config.json");
-  }
-  ~SmallEngine() {
-    reader_.reset();
-    std::error_code ignored;
-    fs::remove_all(dir_, ignored);
-  }
-
-  const checkpoint::EngineReader& reader() const { return *reader_; }
-  const model::EngineConfig& config() const { return config_; }
-
- private:
-  fs::path dir_;
-  std::unique_ptr<checkpoint::EngineReader> reader_;
-  model::EngineConfig config_;
-};
+model::EngineConfig tight_config() {
+  model::EngineConfig config = testing_engine::small_config();
+  config.model.context = 64;
+  config.limits.max_batch_size = 4;
+  config.limits.max_input_len = config.limits.max_output_len = 64;
+  config.limits.max_num_tokens = 16;
+  return config;
+}
 
 class EngineTest : public testing::Test {
  protected:
-  static void SetUpTestSuite() { small_ = new SmallEngine; }
+  static void SetUpTestSuite() { small_ = new SmallEngine(tight_config()); }
   static void TearDownTestSuite() { delete small_; }
 
   EngineTest() { start({}); }

@@ -1,0 +1,233 @@
+// Times the CUDA backend's ops at Mixtral 8x7B's shapes, with random data, random routing and
+// weights that rotate through more memory than L2 holds; prints each beside its limit.
+//
+//   cuda_kernels_bench [read GB/s, default 3150] [TFLOP/s, default 757]
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <numeric>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "backends/cuda/backend.h"
+#include "base/clock.h"
+
+namespace {
+
+using namespace ostro;
+
+constexpr std::int64_t kHidden = 4096, kInter = 14336, kExperts = 8, kTopK = 2, kHeads = 32,
+                       kKvHeads = 8, kHeadDim = 128, kVocab = 32000;
+constexpr std::size_t kCopies = 4;  // of each weight: the experts are 2.8 GB a copy
+
+class Bench {
+ public:
+  Bench(double read_bytes, double flops) : read_bytes_(read_bytes), flops_(flops) {
+    std::uniform_real_distribution<float> uniform(-1, 1);
+    for (bf16& b : noise_) b = to_bf16(uniform(rng_));
+    std::printf("%s; limits: %.0f GB/s, %.0f TFLOP/s\n", gpu_->description().c_str(),
+                read_bytes / 1e9, flops / 1e12);
+    std::printf("%-24s %7s %12s %9s %9s %9s\n", "", "tokens", "us", "GB/s", "TFLOP/s", "of limit");
+    for (std::size_t i = 0; i < kCopies; ++i) {
+      qkv_.push_back(weight((kHeads + 2 * kKvHeads) * kHeadDim, kHidden));
+      o_.push_back(weight(kHidden, kHidden));
+      head_.push_back(weight(kVocab, kHidden));
+      router_.push_back(weight(kExperts, kHidden));
+      experts_.emplace_back();
+      for (std::int64_t e = 0; e < kExperts; ++e)
+        experts_.back().push_back(
+            {weight(kInter, kHidden), weight(kInter, kHidden), weight(kHidden, kInter)});
+    }
+  }
+
+  void run(std::int64_t tokens) {
+    const View x = random(tokens, kHidden);
+    linear("qkv", qkv_, x, DType::bf16);
+    linear("o", o_, x, DType::f32);
+    if (tokens <= 256) linear("lm_head", head_, x, DType::f32);
+    norm(x);
+    route(x);
+    experts(x);
+  }
+
+  // One step of `requests` that each have `queries` new tokens at the end of `context`.
+  void attention(std::int64_t requests, std::int64_t queries, std::int64_t context) {
+    constexpr std::int64_t kBlock = 64;
+    const std::int64_t tokens = requests * queries, each = ceil_div(context, kBlock);
+    std::vector<std::int32_t> start;
+    const auto length = std::vector<std::int32_t>(std::size_t(requests), std::int32_t(context));
+    auto table = std::vector<std::int32_t>(std::size_t(requests * each));
+    for (std::int64_t r = 0; r <= requests; ++r) start.push_back(std::int32_t(r * queries));
+    std::iota(table.begin(), table.end(), 0);
+    std::shuffle(table.begin(), table.end(), rng_);
+    const std::int64_t rows = requests * each * kKvHeads * kBlock;
+    const ops::Requests r{.query_start = ints(start, 1),
+                          .context_len = ints(length, 1),
+                          .block_table = ints(table, requests)};
+    const ops::KvCache cache{.k = random(rows, kHeadDim),
+                             .v = random(rows, kHeadDim),
+                             .kv_heads = kKvHeads,
+                             .block_tokens = kBlock};
+    const View qkv = random(tokens, (kHeads + 2 * kKvHeads) * kHeadDim);
+    const View y = random(tokens, kHeads * kHeadDim), angles = memory(DType::f32, tokens, kHeadDim);
+    const double seen = double(requests) *
+                        (double(queries) * double(context) - double(queries * (queries - 1)) / 2);
+    time(text("attention of ", context), tokens,
+         4.0 * double(requests * context * kKvHeads * kHeadDim),
+         4.0 * seen * double(kHeads * kHeadDim), [&](std::size_t) {
+           gpu_->run(ops::PagedAttention{.q = qkv.cols_of({0, kHeads * kHeadDim}),
+                                         .requests = r,
+                                         .cache = cache,
+                                         .y = y,
+                                         .heads = kHeads,
+                                         .scale = 0.088388f,
+                                         .window = 0});
+         });
+    if (context > 1024 && queries == 1) return;
+    time("rotary append", tokens, 4.0 * double(qkv.rows * qkv.cols), 0, [&](std::size_t) {
+      gpu_->run(ops::RotaryAppend{
+          .qkv = qkv, .cos_sin = angles, .requests = r, .cache = cache, .heads = kHeads});
+    });
+  }
+
+  void clear() { step_.clear(); }
+
+ private:
+  View memory(DType dtype, std::int64_t rows, std::int64_t cols) {
+    step_.push_back(gpu_->allocate(std::size_t(rows * cols) * size_of(dtype)));
+    return step_.back().view(dtype, rows, cols);
+  }
+  void fill(const View& v) {
+    const View flat = matrix(v.data, v.dtype, 1, v.rows * v.cols, v.device);
+    const auto n = std::int64_t(noise_.size());
+    for (std::int64_t at = 0; at < flat.cols; at += n) {
+      const std::int64_t count = std::min(n, flat.cols - at);
+      gpu_->copy(matrix(noise_.data(), DType::bf16, 1, count), flat.cols_of({at, at + count}));
+    }
+  }
+  View random(std::int64_t rows, std::int64_t cols) {
+    const View v = memory(DType::bf16, rows, cols);
+    fill(v);
+    return v;
+  }
+  View ints(const std::vector<std::int32_t>& values, std::int64_t rows) {
+    const View v = memory(DType::i32, rows, std::int64_t(values.size()) / rows);
+    gpu_->copy(matrix(const_cast<std::int32_t*>(values.data()), DType::i32, v.rows, v.cols), v);
+    return v;
+  }
+  quant::Weight weight(std::int64_t n, std::int64_t k) {
+    weights_.push_back(gpu_->allocate(std::size_t(n * k) * 2));
+    const View v = weights_.back().view(DType::bf16, n, k);
+    fill(v);
+    return {.data = v, .scale = {}};
+  }
+
+  void linear(const std::string& name, const std::vector<quant::Weight>& w, const View& x,
+              DType out) {
+    const std::int64_t n = w[0].n(), k = w[0].k();
+    const View y = memory(out, x.rows, n);
+    time(name, x.rows, 2.0 * double(n * k + x.rows * k) + double(size_of(out)) * double(x.rows * n),
+         2.0 * double(n * k * x.rows),
+         [&](std::size_t i) { gpu_->run(ops::Linear{.x = x, .w = w[i % w.size()], .y = y}); });
+  }
+
+  void norm(const View& x) {
+    const View branch = memory(DType::f32, x.rows, kHidden),
+               residual = memory(DType::f32, x.rows, kHidden),
+               y = memory(DType::bf16, x.rows, kHidden), w = random(1, kHidden);
+    time("add + norm", x.rows, 14.0 * double(x.rows * kHidden), 0, [&](std::size_t) {
+      gpu_->run(
+          ops::AddRmsNorm{.x = branch, .residual = residual, .weight = w, .y = y, .eps = 1e-5f});
+    });
+  }
+
+  void route(const View& x) {
+    const View chosen = memory(DType::i32, x.rows, kTopK), w = memory(DType::f32, x.rows, kTopK);
+    time("router", x.rows, 2.0 * double(x.rows * kHidden), 0, [&](std::size_t i) {
+      gpu_->run(
+          ops::Route{.x = x, .router = router_[i % kCopies], .experts = chosen, .weights = w});
+    });
+  }
+
+  void experts(const View& x) {
+    const View y = memory(DType::f32, x.rows, kHidden);
+    std::vector<View> chosen, w;
+    double used = 0;
+    constexpr std::size_t kRoutings = 8;
+    for (std::size_t i = 0; i < kRoutings; ++i) {
+      std::vector<std::int32_t> e;
+      for (std::int64_t t = 0; t < x.rows; ++t) {
+        const auto first = std::int32_t(rng_() % kExperts);
+        e.push_back(first);
+        e.push_back((first + 1 + std::int32_t(rng_() % (kExperts - 1))) % std::int32_t(kExperts));
+      }
+      used += double(std::set<std::int32_t>(e.begin(), e.end()).size()) / kRoutings;
+      chosen.push_back(ints(e, x.rows));
+      w.push_back(memory(DType::f32, x.rows, kTopK));
+    }
+    const double expert = 3.0 * double(kHidden * kInter);
+    time(text("experts (", used, " of 8)"), x.rows, 2 * used * expert,
+         2.0 * double(kTopK * x.rows) * expert, [&](std::size_t i) {
+           gpu_->run(ops::ExpertMlp{.x = x,
+                                    .experts = chosen[i % kRoutings],
+                                    .weights = w[i % kRoutings],
+                                    .local = experts_[i % kCopies],
+                                    .first_expert = 0,
+                                    .y = y});
+         });
+  }
+
+  // Medians of repetitions of enough runs to hide the host's time.
+  template <class Run>
+  void time(const std::string& name, std::int64_t tokens, double bytes, double flops, Run&& run) {
+    const double limit = std::max(bytes / read_bytes_, flops / flops_);
+    const int runs = int(std::clamp(0.02 / std::max(limit, 5e-6), 8.0, 400.0)) / 8 * 8;
+    for (std::size_t i = 0; i < 8; ++i) run(i);
+    gpu_->wait();
+    std::vector<double> seconds;
+    for (int repetition = 0; repetition < 5; ++repetition) {
+      const Stopwatch watch;
+      for (int i = 0; i < runs; ++i) run(std::size_t(i));
+      gpu_->wait();
+      seconds.push_back(watch.seconds() / runs);
+    }
+    std::sort(seconds.begin(), seconds.end());
+    const double s = seconds[2];
+    std::printf("%-24s %7lld %12.1f %9.0f %9.1f %8.0f %%\n", name.c_str(),
+                static_cast<long long>(tokens), s * 1e6, bytes / s / 1e9, flops / s / 1e12,
+                100 * limit / s);
+    std::fflush(stdout);
+  }
+
+  double read_bytes_, flops_;
+  std::unique_ptr<ops::Backend> gpu_ = cuda::make_backend();
+  std::mt19937 rng_{1};
+  std::vector<bf16> noise_ = std::vector<bf16>((std::size_t{1} << 20) + 77);
+  std::vector<Buffer> weights_, step_;
+  std::vector<quant::Weight> qkv_, o_, head_, router_;
+  std::vector<std::vector<ops::Expert>> experts_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  Bench bench(1e9 * (argc > 1 ? std::atof(argv[1]) : 3150),
+              1e12 * (argc > 2 ? std::atof(argv[2]) : 757));
+  for (std::int64_t tokens : {1, 8, 16, 32, 64, 128, 256, 512, 2048, 8192}) {
+    bench.run(tokens);
+    bench.clear();
+  }
+  for (std::int64_t requests : {1, 8, 32, 64, 128})
+    for (std::int64_t context : {1024, 8192}) {
+      bench.attention(requests, 1, context);
+      bench.clear();
+    }
+  for (std::int64_t tokens : {512, 2048, 8192}) {
+    bench.attention(1, tokens, tokens);
+    bench.clear();
+  }
+} catch (const std::exception& e) {
+  std::fprintf(stderr, "%s\n", e.what());
+  return 1;
+}

@@ -1,0 +1,172 @@
+#include "backends/cuda/backend.h"
+
+#include "backends/cuda/cuda_backend.h"
+#include "backends/cuda/kernels/attention.h"
+#include "backends/cuda/kernels/rotary.h"
+#include "backends/cuda/kernels/route.h"
+#include "backends/cuda/kernels/rows.h"
+#include "backends/cuda/launch.h"
+
+namespace ostro::cuda {
+namespace {
+
+constexpr int kCapability = 9;  // Hopper: wgmma
+
+std::string version(int number) { return text(number / 1000, '.', number % 1000 / 10); }
+
+void check_driver() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess && count > 0) return;
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  OSTRO_SUPPORTED(driver > 0, "there is no NVIDIA driver here; CUDA ", version(runtime),
+                  " needs one");
+  OSTRO_SUPPORTED(status != cudaErrorInsufficientDriver, "the NVIDIA driver is for CUDA ",
+                  version(driver), "; this build needs one for CUDA ", version(runtime));
+  OSTRO_SUPPORTED(status != cudaSuccess && status != cudaErrorNoDevice,
+                  "this machine has no GPU that CUDA may use");
+  OSTRO_CUDA(status);
+}
+
+int checked(int device) {
+  check_driver();
+  const int count = device_count();
+  OSTRO_SUPPORTED(0 <= device && device < count, "there is no GPU ", device, "; there are ", count);
+  return device;
+}
+
+}  // namespace
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();  // no driver or no device: not an error that later calls should see
+  return 0;
+}
+
+Stream::Stream(int device) {
+  OSTRO_CUDA(cudaSetDevice(device));
+  OSTRO_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+}
+
+CudaBackend::CudaBackend(int device)
+    : device_(checked(device)), stream_(device), staging_(stream_) {
+  cudaDeviceProp properties{};
+  OSTRO_CUDA(cudaGetDeviceProperties(&properties, device));
+  name_ = properties.name;
+  processors_ = properties.multiProcessorCount;
+  OSTRO_SUPPORTED(properties.major == kCapability, "GPU ", device, " is a ", name_,
+                  " of compute capability ", properties.major, '.', properties.minor,
+                  "; this build has kernels for ", kCapability, ".0");
+}
+
+CudaBackend::~CudaBackend() { cudaStreamSynchronize(stream_); }
+
+void CudaBackend::begin(const View& output) const {
+  OSTRO_REQUIRE(output.device == Device::cuda, describe(output), " is not in device memory");
+  OSTRO_CUDA(cudaSetDevice(device_));
+}
+
+Buffer CudaBackend::allocate(std::size_t bytes) {
+  OSTRO_CUDA(cudaSetDevice(device_));
+  return allocate_device(bytes, stream_);
+}
+
+quant::Weight CudaBackend::place(const quant::Weight& host) {
+  OSTRO_SUPPORTED(is_float(host.data.dtype) && !host.scale,
+                  "CUDA has kernels for f32, f16 and bf16 weights, not for ", describe(host.data));
+  OSTRO_REQUIRE(host.data.device == Device::cpu, describe(host.data), " is not in host memory");
+  constexpr std::int64_t kRowAlign = 16;  // bytes: what the kernels load at once
+  const View& from = host.data;
+  const auto size = std::int64_t(size_of(from.dtype));
+  quant::Weight placed = host;
+  placed.data.device = Device::cuda;
+  placed.data.row_stride = round_up(from.cols * size, kRowAlign) / size;
+  weights_.push_back(allocate(std::size_t(from.rows * placed.data.row_stride * size)));
+  placed.data.data = weights_.back().data();
+  staging_.upload(placed.data.data, std::size_t(placed.data.row_stride * size), from.data,
+                  std::size_t(from.row_stride * size), std::size_t(from.cols * size),
+                  std::size_t(from.rows));
+  return placed;
+}
+
+void CudaBackend::copy(const View& from, const View& to) {
+  OSTRO_REQUIRE(same_shape(from, to) && from.dtype == to.dtype, "copy of ", describe(from), " to ",
+                describe(to));
+  OSTRO_REQUIRE(from.contiguous() && to.contiguous(), "copy needs contiguous matrices");
+  OSTRO_REQUIRE(from.device == Device::cuda || to.device == Device::cuda,
+                "copy between two host matrices on CUDA");
+  if (from.bytes() == 0) return;
+  OSTRO_CUDA(cudaSetDevice(device_));
+  if (from.device == Device::cpu)
+    staging_.upload(to.data, from.bytes(), from.data, from.bytes(), from.bytes(), 1);
+  else if (to.device == Device::cpu)
+    staging_.download(to.data, from.data, from.bytes());
+  else
+    OSTRO_CUDA(cudaMemcpyAsync(to.data, from.data, from.bytes(), cudaMemcpyDefault, stream_));
+}
+
+void CudaBackend::wait() { OSTRO_CUDA(cudaStreamSynchronize(stream_)); }
+
+std::string CudaBackend::description() const {
+  return text(name_, ", ", processors_, " multiprocessors");
+}
+
+std::size_t CudaBackend::free_memory_bytes() const {
+  std::size_t free = 0, total = 0;
+  OSTRO_CUDA(cudaSetDevice(device_));
+  OSTRO_CUDA(cudaMemGetInfo(&free, &total));
+  return free;
+}
+
+void CudaBackend::enqueue(const ops::Embed& op) {
+  begin(op.y);
+  embed(stream_, op);
+}
+
+void CudaBackend::enqueue(const ops::GatherRows& op) {
+  begin(op.y);
+  gather_rows(stream_, op);
+}
+
+void CudaBackend::enqueue(const ops::AddRmsNorm& op) {
+  begin(op.residual);
+  add_rms_norm(stream_, op);
+}
+
+void CudaBackend::enqueue(const ops::RotaryAngles& op) {
+  begin(op.cos_sin);
+  rotary_angles(stream_, op);
+}
+
+void CudaBackend::enqueue(const ops::RotaryAppend& op) {
+  begin(op.qkv);
+  rotary_append(stream_, op);
+}
+
+void CudaBackend::enqueue(const ops::PagedAttention& op) {
+  begin(op.y);
+  if (!attention_mma_takes(op)) return attention_simple(stream_, op);
+  const AttentionPlan plan =
+      plan_attention({.tokens = op.q.rows,
+                      .requests = op.requests.count(),
+                      .heads = op.heads,
+                      .kv_heads = op.cache.kv_heads,
+                      .context = op.requests.block_table.cols * op.cache.block_tokens},
+                     processors_);
+  float* const parts = attention_parts_.reserve<float>(attention_scratch(op, plan));
+  attention_mma(stream_, op, plan, parts);
+}
+
+void CudaBackend::enqueue(const ops::Route& op) {
+  begin(op.weights);
+  route(stream_, op);
+}
+
+std::unique_ptr<ops::Backend> make_backend(int device) {
+  return std::make_unique<CudaBackend>(device);
+}
+
+}  // namespace ostro::cuda

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <memory>
+
+#include "ops/backend.h"
+
+namespace ostro::cuda {
+
+// GPUs that this process may use; 0 where there is no driver.
+int device_count();
+
+// One GPU and one stream on it. Throws Unsupported, naming what was found and what is needed,
+// without a driver for this build's CUDA, without such a device, or on one older than Hopper.
+std::unique_ptr<ops::Backend> make_backend(int device = 0);
+
+}  // namespace ostro::cuda

@@ -1,0 +1,53 @@
+// The launcher of attention_mma.cuh.
+#include "backends/cuda/kernels/attention_mma.h"
+
+#include <algorithm>
+
+#include "backends/cuda/kernels/element.cuh"
+
+namespace ostro::cuda {
+
+bool attention_mma_takes(const ops::PagedAttention& op) {
+  const std::int64_t head_dim = op.cache.k.cols;
+  constexpr std::int64_t kMostRows = 0x7fffffff;  // the kernel keeps them in 32 bits
+  return op.q.dtype != DType::f32 && op.cache.k.rows <= kMostRows && head_dim % 8 == 0 &&
+         head_dim <= kMostHeadDim && rows_aligned(op.q, 4) && rows_aligned(op.cache.k, 16) &&
+         rows_aligned(op.cache.v, 16);
+}
+
+std::int64_t attention_scratch(const ops::PagedAttention& op, const AttentionPlan& plan) {
+  return plan.splits > 1 ? op.q.rows * op.heads * plan.splits * (op.cache.k.cols + 2) : 0;
+}
+
+void attention_mma(cudaStream_t stream, const ops::PagedAttention& op, const AttentionPlan& plan,
+                   float* scratch) {
+  constexpr double kLog2E = 1.4426950408889634;
+  const std::int64_t head_dim = op.cache.k.cols;
+  AttentionArgs args{};
+  args.q = op.q.data;
+  args.q_stride = op.q.row_stride;
+  args.requests = device_requests(op.requests);
+  args.cache = device_cache(op.cache);
+  args.k = op.cache.k.data;
+  args.v = op.cache.v.data;
+  args.y = op.y.data;
+  args.y_stride = op.y.row_stride;
+  args.tokens = op.q.rows;
+  args.heads = int(op.heads);
+  args.group = int(op.heads / op.cache.kv_heads);
+  args.head_dim = int(head_dim);
+  args.window = int(std::min<std::int64_t>(op.window, 0x3fffffff));
+  args.row_tiles = int(plan.row_tiles);
+  args.scale_log2 = float(op.scale * kLog2E);
+  args.splits = plan.splits;
+  args.sums = scratch;
+  args.totals = scratch ? scratch + op.q.rows * op.heads * plan.splits * head_dim : nullptr;
+  visit_dtype<f16, bf16>(op.q.dtype, "PagedAttention on CUDA", [&]<class T>() {
+    if constexpr (std::is_same_v<T, bf16>)
+      attention_mma_bf16(stream, args, plan.warps);
+    else
+      attention_mma_f16(stream, args, plan.warps);
+  });
+}
+
+}  // namespace ostro::cuda

@@ -1,0 +1,55 @@
+// What the GEMM kernels share: the order of blocks, the tile of a block, the activation.
+#pragma once
+
+#include "backends/cuda/kernels/element.cuh"
+#include "backends/cuda/kernels/gemm.h"
+
+namespace ostro::cuda {
+
+// Blocks in the order that keeps both operands in L2: kRaster tiles of weight rows by all token
+// tiles, then the next weight rows.
+struct BlockTile {
+  static constexpr int kRaster = 8;
+  int row, token;
+
+  __device__ BlockTile(int row_tiles, int token_tiles) {
+    const int group_size = kRaster * token_tiles;
+    const int group = int(blockIdx.x) / group_size, i = int(blockIdx.x) % group_size;
+    const int first = group * kRaster;
+    const int rows = min(kRaster, row_tiles - first);
+    row = first + i % rows;
+    token = i / rows;
+  }
+};
+
+// The token tile of a block; count 0: there is none.
+__device__ inline TokenTile token_tile_of(const GemmArgs& a, int index, int tile) {
+  if (a.tiles) return index < *a.tile_count ? a.tiles[index] : TokenTile{0, 0, 0};
+  const std::int64_t first = std::int64_t(index) * tile;
+  return {0, std::int32_t(first), std::int32_t(min(std::int64_t(tile), a.slots - first))};
+}
+
+__device__ inline float swiglu(float gate, float up) { return gate / (1 + expf(-gate)) * up; }
+
+template <class T>
+__device__ inline void store_output(const GemmArgs& a, std::int64_t slot, int column, float value) {
+  if (a.y_is_f32)
+    static_cast<float*>(a.y)[slot * a.y_stride + column] = value;
+  else
+    static_cast<T*>(a.y)[slot * a.y_stride + column] = rounded_to<T>(value);
+}
+
+template <class T>
+__device__ inline void store_output(const GemmArgs& a, std::int64_t slot, int column,
+                                    const Pack<float, 4>& value) {
+  if (a.y_is_f32) {
+    store_pack(static_cast<float*>(a.y) + slot * a.y_stride + column, value);
+  } else {
+    Pack<T, 4> out;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) out.v[j] = rounded_to<T>(value.v[j]);
+    store_pack(static_cast<T*>(a.y) + slot * a.y_stride + column, out);
+  }
+}
+
+}  // namespace ostro::cuda

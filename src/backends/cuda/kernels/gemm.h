@@ -1,0 +1,61 @@
+// Products of token rows with weight rows: a dense layer, or the experts of a layer.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "backends/cuda/plan/gemm_plan.h"
+#include "tensor/view.h"
+
+namespace ostro::cuda {
+
+struct WeightRef {
+  const void* data;
+  std::int64_t stride;  // elements from one row to the next
+};
+
+// y[s, i] = sum_k x[row(s), k] w[i, k]; with `up`, y[s, i] = silu(gate_i) * up_i where gate is the
+// product with w and up that with `up`.
+struct GemmArgs {
+  const void* x;
+  std::int64_t x_stride;
+  const std::int32_t* rows;  // row(s); null: s
+
+  // Dense: `weight` (and `up_weight`), tiles of consecutive rows. Grouped: expert e multiplies by
+  // weights[e] (and up_weights[e]) in tiles[0 .. *tile_count), all in device memory.
+  WeightRef weight, up_weight;
+  const WeightRef* weights;
+  const WeightRef* up_weights;
+  const TokenTile* tiles;
+  const std::int32_t* tile_count;
+  int max_tiles;
+
+  std::int64_t slots;
+  int n, k;
+
+  void* y;
+  std::int64_t y_stride;
+  bool y_is_f32;    // else as x
+  bool y_in_packs;  // rows of y in packs of four elements
+};
+
+struct Gemm {
+  GemmArgs args;
+  DType x_type, w_type;
+  bool swiglu = false;
+  int token_tile = 0;  // rows of a tile
+};
+
+// True if the tensor-core kernel can take it: 16-bit x and w of one type, rows that start at 16
+// bytes. The weights' alignment is the caller's to know.
+bool tensor_cores_take(const View& x, DType weight_type, bool weights_aligned);
+
+// bf16 and f16 by wgmma, sums in f32: token_tile is one of kTokenTiles.
+void gemm_wgmma(cudaStream_t, const Gemm&);
+// Any of the float types, sums in f32 by fused multiply-adds: token_tile is kSimpleTokenTile.
+void gemm_simple(cudaStream_t, const Gemm&);
+
+inline void gemm(cudaStream_t stream, const Gemm& g, bool tensor_cores) {
+  tensor_cores ? gemm_wgmma(stream, g) : gemm_simple(stream, g);
+}
+
+}  // namespace ostro::cuda

@@ -1,0 +1,33 @@
+// The parts of ops::ExpertMlp around its two products.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "backends/cuda/kernels/gemm.h"
+#include "ops/moe.h"
+
+namespace ostro::cuda {
+
+// The (token, choice) pairs whose expert is local, sorted by expert, then token, then choice: a
+// slot each. All in device memory, filled by group_by_expert.
+struct ExpertGroups {
+  WeightRef* gate;           // [experts]
+  WeightRef* up;             // [experts]
+  WeightRef* down;           // [experts]
+  std::int32_t* start;       // [experts + 1] first slot
+  std::int32_t* token;       // [tokens * top_k], by slot
+  std::int32_t* slot_of;     // [tokens * top_k], by token and choice; -1: not local
+  TokenTile* tiles;          // [most_tiles]
+  std::int32_t* tile_count;  // [1]
+};
+
+// At most so many local experts on one device.
+inline constexpr std::int64_t kMostExperts = 1024;
+
+void group_by_expert(cudaStream_t, const ops::ExpertMlp&, int token_tile, const ExpertGroups&);
+
+// y[t, :] = sum over j in rising order of weights[t, j] * out[slot_of[t, j], :].
+void combine_experts(cudaStream_t, const ops::ExpertMlp&, const std::int32_t* slot_of,
+                     const float* out);
+
+}  // namespace ostro::cuda

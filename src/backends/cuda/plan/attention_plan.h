@@ -1,0 +1,30 @@
+// How paged attention is cut into blocks: host code, no CUDA.
+#pragma once
+
+#include <cstdint>
+
+namespace ostro::cuda {
+
+// Contexts are cut at these absolute positions, whatever the step: each part is summed alone and
+// the parts are joined in order, by one block or by many, with the same roundings. So a query's
+// result does not depend on the plan (batch.invariant).
+inline constexpr int kSplitTokens = 256;
+// Query rows of one warp: a row is one query head of one token; those of all heads that share a
+// key head stand together.
+inline constexpr int kWarpRows = 16;
+
+struct AttentionPlan {
+  int warps = 1;               // of a block; each has kWarpRows rows, all share keys and values
+  std::int64_t row_tiles = 0;  // at most so many for each key head
+  int splits = 1;              // a block each, joined by a second kernel; 1: a block does all
+};
+
+struct AttentionShape {
+  std::int64_t tokens, requests, heads, kv_heads;
+  std::int64_t context;  // no request is longer
+};
+
+// `processors`: of the device.
+AttentionPlan plan_attention(const AttentionShape&, int processors);
+
+}  // namespace ostro::cuda

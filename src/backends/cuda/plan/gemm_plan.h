@@ -1,0 +1,37 @@
+// The tiles of a product of tokens and weights: host code, no CUDA.
+#pragma once
+
+#include <cstdint>
+
+namespace ostro::cuda {
+
+// Up to `count` rows of x, consecutive slots from `first`, that one expert multiplies.
+struct TokenTile {
+  std::int32_t expert;
+  std::int32_t first;
+  std::int32_t count;
+};
+
+// The token rows of the tensor-core kernels' tiles; each is one instantiation. No choice changes a
+// result: every output is summed over K in one order in all of them.
+inline constexpr int kTokenTiles[] = {8, 16, 32, 64, 128, 256};
+// Those of the kernel without tensor cores.
+inline constexpr int kSimpleTokenTile = 64;
+
+// The weight rows of such a tile.
+inline constexpr int weight_rows(int token_tile) { return token_tile <= 64 ? 64 : 128; }
+
+// For rows that all have one weight of n rows: the largest tile, of those that are not larger than
+// needed, which gives most `processors` a block. Smaller ones read the weights again, from L2.
+int dense_tile(std::int64_t tokens, std::int64_t n, int processors);
+
+// For routed rows. One expert rarely gets as many as there are tokens, but its weights must not be
+// read twice when it does; a tile costs shared memory, not time: rows that are not there are
+// neither loaded nor stored. The largest is for prompts, which are bound by arithmetic.
+int expert_tile(std::int64_t tokens, std::int64_t top_k, std::int64_t experts);
+
+// No routing of `slots` rows to `experts` makes more tiles: each expert has at most one that is not
+// full.
+std::int64_t most_tiles(std::int64_t slots, std::int64_t experts, int token_tile);
+
+}  // namespace ostro::cuda
