@@ -1,16 +1,17 @@
 #include "api/convert.h"
 
-#include <iterator>
+#include <utility>
 
 namespace ostro::api {
 namespace {
 
 template <class T>
 void append(std::vector<T>&& from, std::vector<T>& to) {
-  if (to.empty())
+  if (to.empty()) {
     to = std::move(from);
-  else
-    to.insert(to.end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
+    return;
+  }
+  for (T& value : from) to.push_back(std::move(value));
 }
 
 std::vector<TokenLogProb> to_public(const std::vector<engine::TokenLogProb>& from) {
