@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <random>
 
 #include "backends/cpu/ceilings.h"
@@ -103,35 +104,45 @@ struct Row {
   }
 };
 
-void print(const std::vector<Row>& rows, const cpu::Ceilings& c, const Session& session) {
-  const DType dtype = session.config.model.dtype;
-  std::printf("%s; ceilings measured now: read %.1f GB/s, bf16 %.0f GFLOP/s, f32 %.0f GFLOP/s\n",
-              session.backend.description().c_str(), c.read_bytes / 1e9,
-              2e-9 * c.bf16_multiply_adds, 2e-9 * c.f32_multiply_adds);
-  std::printf("%-22s %10s %12s %9s %10s %9s %8s\n", "", "ms", "tokens/s", "GB/s", "GFLOP/s",
-              "of limit", "experts");
-  for (const Row& r : rows)
-    std::printf("%-22s %10.3f %12.1f %9.1f %10.1f %7.0f %% %8.2f\n", r.what.c_str(),
-                r.seconds * 1e3, r.tokens / r.seconds, r.work.bytes / r.seconds / 1e9,
-                2e-9 * r.work.multiply_adds / r.seconds,
-                100 * r.bound_seconds(c, dtype) / r.seconds, r.work.experts);
-  std::printf(
-      "of limit: the slower of reading the weights and multiplying, at those ceilings, over "
-      "the time;\nexperts: in use in a layer, expected of random routing; medians\n");
+// Empty where the steps do not run on this host's CPU: there its ceilings say nothing.
+using Ceilings = std::optional<cpu::Ceilings>;
+
+void print(const std::vector<Row>& rows, const Ceilings& c, const Session& session) {
+  std::printf("%s", session.backend.description().c_str());
+  if (c)
+    std::printf("; ceilings measured now: read %.1f GB/s, bf16 %.0f GFLOP/s, f32 %.0f GFLOP/s",
+                c->read_bytes / 1e9, 2e-9 * c->bf16_multiply_adds, 2e-9 * c->f32_multiply_adds);
+  std::printf("\n%-22s %10s %12s %9s %10s %8s %s\n", "", "ms", "tokens/s", "GB/s", "GFLOP/s",
+              "experts", c ? "of limit" : "");
+  for (const Row& r : rows) {
+    std::printf("%-22s %10.3f %12.1f %9.1f %10.1f %8.2f", r.what.c_str(), r.seconds * 1e3,
+                r.tokens / r.seconds, r.work.bytes / r.seconds / 1e9,
+                2e-9 * r.work.multiply_adds / r.seconds, r.work.experts);
+    if (c)
+      std::printf(" %6.0f %%", 100 * r.bound_seconds(*c, session.config.model.dtype) / r.seconds);
+    std::printf("\n");
+  }
+  std::printf("experts: in use in a layer, expected of random routing; medians\n");
+  if (c)
+    std::printf(
+        "of limit: the slower of reading the weights and multiplying, at those ceilings, over "
+        "the time\n");
 }
 
-void print_json(const std::vector<Row>& rows, const cpu::Ceilings& c, const Session& session) {
+void print_json(const std::vector<Row>& rows, const Ceilings& c, const Session& session) {
   nlohmann::json out = {{"device", session.backend.description()},
-                        {"read_bytes_per_s", c.read_bytes},
-                        {"bf16_flop_per_s", 2 * c.bf16_multiply_adds},
-                        {"f32_flop_per_s", 2 * c.f32_multiply_adds},
                         {"rows", nlohmann::json::array()}};
-  for (const Row& r : rows)
-    out["rows"].push_back(
-        {{"what", r.what},
-         {"seconds", r.seconds},
-         {"tokens_per_s", r.tokens / r.seconds},
-         {"of_limit", r.bound_seconds(c, session.config.model.dtype) / r.seconds}});
+  if (c) {
+    out["read_bytes_per_s"] = c->read_bytes;
+    out["bf16_flop_per_s"] = 2 * c->bf16_multiply_adds;
+    out["f32_flop_per_s"] = 2 * c->f32_multiply_adds;
+  }
+  for (const Row& r : rows) {
+    nlohmann::json row = {
+        {"what", r.what}, {"seconds", r.seconds}, {"tokens_per_s", r.tokens / r.seconds}};
+    if (c) row["of_limit"] = r.bound_seconds(*c, session.config.model.dtype) / r.seconds;
+    out["rows"].push_back(row);
+  }
   std::printf("%s\n", out.dump(2).c_str());
 }
 
@@ -168,7 +179,9 @@ void measure(const LatencyFlags& flags, Session& session) {
     rows.push_back({text("decode batch ", batch), median(seconds), double(batch),
                     work_of(config, double(batch), double(batch))});
   }
-  const cpu::Ceilings ceilings = cpu::measure_ceilings({.threads = flags.runtime.threads});
+  Ceilings ceilings;
+  if (session.backend.device() == Device::cpu)
+    ceilings = cpu::measure_ceilings({.threads = flags.runtime.threads});
   flags.json ? print_json(rows, ceilings, session) : print(rows, ceilings, session);
 }
 
