@@ -148,34 +148,52 @@ model::Step Engine::assemble(const std::vector<sched::Share>& shares) const {
   return step;
 }
 
-void Engine::report(const std::vector<sched::Share>& shares) {
-  report_ = {};
-  report_.sequences = std::int64_t(shares.size());
-  report_.reused_tokens_total = scheduler_.reused();
-  report_.pauses_total = scheduler_.pauses();
+void Engine::mark_started(const std::vector<sched::Share>& shares) {
   for (const sched::Share& share : shares) {
-    const bool of_output = share.begin >= scheduler_.sequence(share.id).prompt_tokens;
-    if (!of_output) report_.prompt_tokens += share.count;
     const RequestId id = request_of_.at(share.id);
-    Active& active = active_.at(id);
-    if (std::exchange(active.started, true)) continue;
-    report_.started.push_back(id);
+    if (!std::exchange(active_.at(id).started, true)) report_.started.push_back(id);
   }
 }
 
 std::vector<Event> Engine::step() {
-  const std::vector<sched::Share> shares = scheduler_.next();
-  report(shares);
-  if (shares.empty()) return {};
-  const View logits = rank_.lead(assemble(shares));
+  report_ = {};
+  while (rank_.in_flight() < rank_.depth() && launch()) {
+  }
+  std::vector<Event> events;
+  if (!launched_.empty()) events = collect();
+  report_.reused_tokens_total = scheduler_.reused();
+  report_.pauses_total = scheduler_.pauses();
+  return events;
+}
+
+// False if nothing can be computed now.
+bool Engine::launch() {
+  Launched next{.shares = scheduler_.next(), .prompt_tokens = 0};
+  if (next.shares.empty()) return false;
+  for (const sched::Share& share : next.shares)
+    if (share.begin < scheduler_.sequence(share.id).prompt_tokens)
+      next.prompt_tokens += share.count;
+  mark_started(next.shares);
+  rank_.launch(assemble(next.shares));
+  launched_.push_back(std::move(next));
+  return true;
+}
+
+std::vector<Event> Engine::collect() {
+  const View logits = rank_.collect();
+  const Launched done = std::move(launched_.front());
+  launched_.pop_front();
+  report_.sequences = std::int64_t(done.shares.size());
+  report_.prompt_tokens = done.prompt_tokens;
 
   std::vector<Event> events;
   std::int64_t row = 0;
-  for (const sched::Share& share : shares) {
-    if (share.logits == 0) continue;
+  for (const sched::Share& share : done.shares) {
     const Range rows{row, row + share.logits};
     row = rows.end;
-    const RequestId id = request_of_.at(share.id);
+    const auto request = request_of_.find(share.id);  // gone if it was cancelled meanwhile
+    if (rows.size() == 0 || request == request_of_.end()) continue;
+    const RequestId id = request->second;
     Active& active = active_.at(id);
     Event event;
     event.id = id;

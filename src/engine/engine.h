@@ -1,6 +1,7 @@
 // The step loop: requests in, tokens out.
 #pragma once
 
+#include <deque>
 #include <map>
 
 #include "engine/logit_rules.h"
@@ -16,10 +17,11 @@ struct EngineOptions {
   bool block_reuse = true;  // prompts with a common beginning are computed once
 };
 
-// What the last step did.
+// What the last call of Engine::step() did.
 struct StepReport {
-  std::vector<RequestId> started;  // requests of which it computed the first token
-  std::int64_t sequences = 0;      // in the step
+  std::vector<RequestId> started;  // requests of which it launched the first token
+  // Of the step that it completed.
+  std::int64_t sequences = 0;
   std::int64_t prompt_tokens = 0;  // rows of prompts, and of what a pause has lost
   std::int64_t output_tokens = 0;  // tokens that were chosen
   // Of all steps so far.
@@ -45,10 +47,11 @@ class Engine {
   // Ends a request at once; it gets no more events. Unknown ids do nothing.
   void cancel(RequestId);
 
-  // Computes one step and tells what came of it; nothing if idle(). After a throw of anything but
-  // InvalidArgument the engine is unusable.
+  // Launches as many steps as the rank takes at a time, completes the oldest and tells what came of
+  // it; nothing if idle(). After a throw of anything but InvalidArgument the engine is unusable.
   std::vector<Event> step();
-  bool idle() const { return scheduler_.idle(); }
+  // Nothing waits, runs or is in flight.
+  bool idle() const { return scheduler_.idle() && launched_.empty(); }
 
   // What a request has cost so far; zeros once it has ended.
   Usage usage(RequestId) const;
@@ -69,11 +72,19 @@ class Engine {
     bool started = false;
   };
 
+  // A step in flight.
+  struct Launched {
+    std::vector<sched::Share> shares;
+    std::int64_t prompt_tokens = 0;
+  };
+
+  bool launch();
+  std::vector<Event> collect();
   model::Step assemble(const std::vector<sched::Share>&) const;
   void tell_prompt(const sched::Share&, Active&, View rows, Event&) const;
   void choose_token(const sched::Share&, Active&, std::span<const float> logits, Event&);
   void end_sequence(sched::SequenceId, Active&);
-  void report(const std::vector<sched::Share>&);
+  void mark_started(const std::vector<sched::Share>&);
 
   Rank& rank_;
   model::ModelConfig config_;
@@ -81,6 +92,7 @@ class Engine {
   sched::Scheduler scheduler_;
   std::map<RequestId, Active> active_;
   std::map<sched::SequenceId, RequestId> request_of_;
+  std::deque<Launched> launched_;  // oldest first
   Sampler sampler_;
   LogitRules rules_;
   RequestId next_id_ = 1;

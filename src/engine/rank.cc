@@ -79,42 +79,51 @@ Rank::Rank(const checkpoint::EngineReader& engine, const model::EngineConfig& co
 
   model_ = std::make_unique<model::Model>(config.model, mapping, rank, std::move(weights), limits_,
                                           backend, model::RankGroups{tp_.get(), pp_.get()});
-  const bool hands_over = shape.last_stage && shape.tp_rank == 0;
-  if (backend.device() != Device::cpu || (leads() && !hands_over))
-    if (leads() || hands_over)
+  hands_over_ = shape.last_stage && shape.tp_rank == 0;
+  if (backend.device() != Device::cpu || (leads() && !hands_over_))
+    if (leads() || hands_over_)
       host_logits_ = allocate_host(std::size_t(limits_.logit_rows * vocab_) * sizeof(float));
 }
 
-View Rank::run(const model::Step& step) {
+// This rank's part of a step. What of the logits is for rank 0 is under way to it, or in logits_.
+void Rank::run(const model::Step& step) {
   View logits = model_->forward(step);
-  backend_.wait();
   const auto rows = std::int64_t(step.logit_rows.size());
-  const int last = int(mapping_.pp - 1);
-  if (rows == 0 || tp_->rank() != 0 || (pp_->rank() != 0 && pp_->rank() != last)) return {};
-  if (logits && logits.device != Device::cpu) {
+  if (logits && logits.device != Device::cpu && host_logits_.bytes() > 0) {
     const View host = host_logits_.view(DType::f32, rows, vocab_);
     backend_.copy(logits, host);
-    backend_.wait();
     logits = host;
   }
-  if (last == 0) return logits;
-  if (pp_->rank() == last) {
-    pp_->send(logits, 0);
-    return {};
+  if (leads()) {
+    logits_ = logits;
+    return;
   }
-  const View host = host_logits_.view(DType::f32, rows, vocab_);
-  pp_->receive(host, last);
-  return host;
+  backend_.wait();
+  if (rows > 0 && hands_over_) pp_->send(logits, 0);
 }
 
-View Rank::lead(const model::Step& step) {
+void Rank::launch(model::Step step) {
+  OSTRO_CHECK(in_flight() < depth(), "a step is launched while ", in_flight(), " are in flight");
   if (world_.ranks() > 1) {
     std::vector<std::int32_t> flat = model::pack(step);
     std::int64_t words = std::int64_t(flat.size());
     world_.broadcast(std::as_writable_bytes(std::span(&words, 1)), 0);
     world_.broadcast(std::as_writable_bytes(std::span(flat)), 0);
   }
-  return run(step);
+  launched_.push_back(std::move(step));
+  run(launched_.back());
+}
+
+View Rank::collect() {
+  OSTRO_CHECK(in_flight() > 0, "no step is in flight");
+  backend_.wait();
+  const auto rows = std::int64_t(launched_.front().logit_rows.size());
+  launched_.pop_front();
+  if (mapping_.pp == 1) return logits_;
+  if (rows == 0) return {};
+  const View host = host_logits_.view(DType::f32, rows, vocab_);
+  pp_->receive(host, int(mapping_.pp) - 1);
+  return host;
 }
 
 void Rank::follow() {

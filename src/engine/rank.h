@@ -1,8 +1,8 @@
 // One rank at work: its weights, its KV cache, and its share of every step.
 #pragma once
 
+#include <deque>
 #include <memory>
-#include <optional>
 
 #include "base/log.h"
 #include "comm/communicator.h"
@@ -30,9 +30,15 @@ class Rank {
        const model::Mapping& mapping, ops::Backend& backend, comm::Communicator& world,
        const RankOptions&, const Log&);
 
-  // Rank 0: broadcasts the step, runs it, and returns the logits of the wanted rows on the host,
-  // [logit_rows, vocab] f32, valid until the next call.
-  View lead(const model::Step&);
+  // Rank 0: sends the step to the other ranks and begins it; on a device, returns while it runs.
+  // At most depth() steps may be in flight.
+  void launch(model::Step);
+  // Rank 0: ends the oldest step in flight. Returns the logits of its wanted rows on the host,
+  // [logit_rows, vocab] f32, valid until the next launch() or collect().
+  View collect();
+  int depth() const { return 1; }
+  int in_flight() const { return int(launched_.size()); }
+
   // The other ranks: runs the steps of rank 0 until end() is called there.
   void follow();
   void end();
@@ -42,7 +48,7 @@ class Rank {
   bool leads() const { return world_.rank() == 0; }
 
  private:
-  View run(const model::Step&);
+  void run(const model::Step&);
 
   ops::Backend& backend_;
   comm::Communicator& world_;
@@ -51,7 +57,10 @@ class Rank {
   std::unique_ptr<comm::Communicator> pp_;
   model::StepLimits limits_;
   Buffer host_logits_;
+  View logits_;                       // of the step that ran last, where no other rank has them
+  std::deque<model::Step> launched_;  // that are not collected
   std::int64_t vocab_ = 0;
+  bool hands_over_ = false;  // the logits to rank 0
   std::unique_ptr<model::Model> model_;
 };
 
