@@ -12,9 +12,9 @@ cd "$(dirname "$0")/.."
 
 # A tool counts as present wherever it comes from; a library has to be the package.
 tools=(g++:g++ cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config python3:python3
-       mpirun:openmpi-bin)
+       mpirun:openmpi-bin openssl:openssl)
 libraries=(ca-certificates libbenchmark-dev libc6-dev libcli11-dev libgtest-dev libopenmpi-dev
-           libpcre2-dev libsentencepiece-dev libxxhash-dev nlohmann-json3-dev)
+           libpcre2-dev libsentencepiece-dev libssl-dev libxxhash-dev nlohmann-json3-dev)
 # The newest Boost of each system; Debian's libboost-dev is older and lacks what the server uses.
 if grep -qs '^VERSION_CODENAME=bookworm' /etc/os-release; then
   libraries+=(libboost1.81-dev)

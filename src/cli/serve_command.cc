@@ -21,7 +21,7 @@ constexpr std::int64_t kMostSeconds = 1'000'000;
 struct ServeFlags {
   RuntimeFlags runtime;
   server::HttpOptions http;
-  std::string tokenizer_dir, model_name, chat_template, api_key_file;
+  std::string tokenizer_dir, model_name, chat_template, api_key_file, ssl_certfile, ssl_keyfile;
   std::vector<std::string> api_keys;
   std::int64_t max_queue_size = 2048;
   double request_timeout = 0, read_timeout = 30, write_timeout = 30;
@@ -71,6 +71,12 @@ void ServeFlags::add(CLI::App& app) {
   app.add_option("--api_key", api_keys, "one or more keys, of which clients must send one")
       ->group(net);
   app.add_option("--api_key_file", api_key_file, "the same, a key a line")->group(net);
+  app.add_option("--ssl_certfile", ssl_certfile,
+                 "a PEM file with the server's certificate (and its chain): HTTPS is spoken")
+      ->group(net);
+  app.add_option("--ssl_keyfile", ssl_keyfile,
+                 "a PEM file with its private key; default: the certificate's file")
+      ->group(net);
   app.add_option("--max_connections", http.max_connections, "open connections")
       ->capture_default_str()
       ->group(net);
@@ -103,6 +109,8 @@ void ServeFlags::check() const {
   for (const auto& [flag, seconds, least] : times)
     OSTRO_REQUIRE(seconds >= least && seconds <= kMostSeconds, flag, " is ", seconds,
                   "; it must be from ", least, " to ", kMostSeconds);
+  OSTRO_REQUIRE(ssl_keyfile.empty() || !ssl_certfile.empty(), "--ssl_keyfile is ", ssl_keyfile,
+                " but there is no --ssl_certfile");
   OSTRO_REQUIRE(capacity_policy == "guaranteed_no_evict" || capacity_policy == "max_utilization",
                 "--capacity_policy is \"", capacity_policy,
                 "\"; it must be guaranteed_no_evict or max_utilization");
@@ -185,8 +193,8 @@ void serve_session(const ServeFlags& flags, const server::ServiceOptions& option
       .max_tokens = std::min(executor.model().context, kv.kv_blocks_total * kv.kv_block_tokens)};
   server::serve(flags.http, options, model, generator, session.log, [&](std::uint16_t port) {
     const bool v6 = flags.http.host.find(':') != std::string::npos;
-    std::printf("Serving %s on http://%s%s%s:%d\n", model.name.c_str(), v6 ? "[" : "",
-                flags.http.host.c_str(), v6 ? "]" : "", int(port));
+    std::printf("Serving %s on http%s://%s%s%s:%d\n", model.name.c_str(), flags.http.tls ? "s" : "",
+                v6 ? "[" : "", flags.http.host.c_str(), v6 ? "]" : "", int(port));
     std::fflush(stdout);
   });
   executor.shutdown(Drain::no);  // requests whose clients have left, at most
@@ -213,6 +221,9 @@ int serve_command(const Arguments& args) {
       for (std::string& key : server::read_key_file(flags.api_key_file))
         options.api_keys.push_back(std::move(key));
     const server::ApiKeys checked(options.api_keys);  // before an engine is loaded
+    if (!flags.ssl_certfile.empty())
+      flags.http.tls = server::load_tls(
+          flags.ssl_certfile, flags.ssl_keyfile.empty() ? flags.ssl_certfile : flags.ssl_keyfile);
     tokenizer = txt::load_tokenizer(flags.tokenizer_dir);
     chat = load_template(flags, *tokenizer);
   }

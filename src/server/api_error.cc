@@ -9,12 +9,13 @@ const char* type_of(int status) {
   switch (status) {
     case 401:
       return "authentication_error";
+    case 408:
+    case 504:
+      return "timeout_error";
     case 429:
       return "rate_limit_error";
     case 503:
       return "service_unavailable_error";
-    case 504:
-      return "timeout_error";
     default:
       return status < 500 ? "invalid_request_error" : "server_error";
   }

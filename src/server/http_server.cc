@@ -1,5 +1,7 @@
 #include "server/http_server.h"
 
+#include <netinet/tcp.h>
+
 #include <algorithm>
 #include <boost/asio.hpp>
 #include <boost/asio/experimental/awaitable_operators.hpp>
@@ -12,6 +14,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "server/api_error.h"
+#include "server/client_stream.h"
 #include "server/exchange.h"
 
 namespace ostro::server {
@@ -39,6 +42,20 @@ bool plain_word(std::string_view id) {
   });
 }
 
+// A peer that is gone without a word (no power, no network) is an error on the socket once data has
+// not been acknowledged for `limit`, or, while nothing is sent, no probe of three.
+void notice_lost_peers(int socket, std::chrono::milliseconds limit) {
+  const auto set = [&](int level, int option, int value) {
+    ::setsockopt(socket, level, option, &value, sizeof(value));
+  };
+  const auto ms = int(std::min<std::int64_t>(limit.count(), 1 << 30));
+  set(IPPROTO_TCP, TCP_USER_TIMEOUT, ms);
+  set(SOL_SOCKET, SO_KEEPALIVE, 1);
+  set(IPPROTO_TCP, TCP_KEEPIDLE, std::clamp(ms / 1000, 1, 60));
+  set(IPPROTO_TCP, TCP_KEEPINTVL, std::clamp(ms / 3000, 1, 20));
+  set(IPPROTO_TCP, TCP_KEEPCNT, 3);
+}
+
 std::string random_id() {
   static std::mt19937_64 random{std::random_device{}()};
   char text[24];
@@ -60,11 +77,13 @@ struct Shared {
 
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
-  Connection(tcp::socket socket, Shared& shared) : stream_(std::move(socket)), shared_(shared) {
+  Connection(tcp::socket socket, Shared& shared)
+      : stream_(std::move(socket)), shared_(shared), clock_(stream_.get_executor()) {
     error_code ignored;
     const auto peer = stream_.socket().remote_endpoint(ignored);
     if (!ignored) peer_ = peer.address().to_string() + ':' + std::to_string(peer.port());
     stream_.socket().set_option(tcp::no_delay(true), ignored);
+    notice_lost_peers(stream_.socket().native_handle(), shared_.options.write_timeout);
     shared_.open.insert(this);
   }
   ~Connection() {
@@ -80,8 +99,13 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   asio::awaitable<void> serve() {
     const auto self = shared_from_this();
-    bool again = shared_.open.size() <= shared_.options.max_connections;
-    if (!again) {
+    bool again = true;
+    if (shared_.options.tls) {
+      const bool secured = co_await start_tls();
+      again = secured;
+    }
+    if (again && shared_.open.size() > shared_.options.max_connections) {
+      again = false;
       ApiError full(503, "this server has too many connections; try again later");
       co_await refuse(std::move(full));
     }
@@ -89,11 +113,52 @@ class Connection : public std::enable_shared_from_this<Connection> {
       const bool more = co_await one_request();
       again = more;
     }
+    if (stream_.tls()) co_await end_tls();
     close();
   }
 
  private:
   using Parser = http::request_parser<http::string_body>;
+
+  // What the socket does now fails, and late_ is true, if stop_clock() does not come within
+  // `limit`.
+  void start_clock(std::chrono::milliseconds limit) {
+    late_ = false;
+    clock_.expires_after(limit);
+    clock_.async_wait([self = shared_from_this()](const error_code& stopped) {
+      // A clock that was stopped or set anew may have run out just before.
+      if (stopped || self->clock_.expiry() > asio::steady_timer::clock_type::now()) return;
+      self->late_ = true;
+      error_code ignored;
+      self->stream_.socket().cancel(ignored);
+    });
+  }
+  void stop_clock() { clock_.expires_at(asio::steady_timer::time_point::max()); }
+
+  // False if the client does not speak TLS, or breaks off.
+  asio::awaitable<bool> start_tls() {
+    start_clock(shared_.options.read_timeout);
+    const auto [no_hello, is_tls] = co_await beast::async_detect_ssl(stream_, buffer_, kTuple);
+    if (!no_hello && !is_tls) {
+      stop_clock();
+      ApiError plain(400, "this port speaks HTTPS: the address begins with https://");
+      co_await refuse(std::move(plain));
+    }
+    if (no_hello || !is_tls) co_return false;
+    auto& tls = stream_.start_tls(*shared_.options.tls);
+    const auto [error, used] = co_await tls.async_handshake(
+        asio::ssl::stream_base::server, asio::const_buffer(buffer_.data()), kTuple);
+    stop_clock();
+    buffer_.consume(used);
+    co_return !error;
+  }
+
+  // Tells the client that nothing was cut off.
+  asio::awaitable<void> end_tls() {
+    start_clock(kLinger);
+    co_await stream_.tls()->async_shutdown(kTuple);
+    stop_clock();
+  }
 
   // Reads and answers a request; true if another one may follow.
   asio::awaitable<bool> one_request() {
@@ -101,9 +166,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
     parser.header_limit(std::uint32_t(shared_.options.max_header_bytes));
     parser.body_limit(shared_.options.max_body_bytes);
     between_requests_ = true;
-    stream_.expires_after(shared_.options.read_timeout);
+    start_clock(shared_.options.read_timeout);
     const auto [header_error, header_bytes] =
         co_await http::async_read_header(stream_, buffer_, parser, kTuple);
+    stop_clock();
     const bool nothing = buffer_.size() == 0 && !parser.got_some();
     between_requests_ = false;
     if (header_error) {
@@ -116,9 +182,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
       const bool written = co_await write(std::move(go_on));
       if (!written) co_return false;
     }
-    stream_.expires_after(shared_.options.read_timeout);
+    start_clock(shared_.options.read_timeout);
     const auto [body_error, body_bytes] =
         co_await http::async_read(stream_, buffer_, parser, kTuple);
+    stop_clock();
     if (body_error) {
       ApiError error = reading_error(body_error);
       co_await refuse(std::move(error));
@@ -131,7 +198,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   ApiError reading_error(const error_code& e) const {
     const HttpOptions& o = shared_.options;
-    if (e == beast::error::timeout)
+    if (late_)
       return {408, text("the request did not arrive within ", o.read_timeout.count(), " ms")};
     if (e == http::error::body_limit)
       return {413, text("the body is larger than ", o.max_body_bytes, " bytes")};
@@ -158,21 +225,24 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
 
   asio::awaitable<bool> write(std::string bytes) {
-    stream_.expires_after(shared_.options.write_timeout);
+    start_clock(shared_.options.write_timeout);
     const auto [error, written] = co_await asio::async_write(stream_, asio::buffer(bytes), kTuple);
+    stop_clock();
     co_return !error;
   }
 
   asio::awaitable<void> linger() {
     error_code ignored;
     stream_.socket().shutdown(tcp::socket::shutdown_send, ignored);
-    stream_.expires_after(kLinger);
+    start_clock(kLinger);
     std::array<char, 4096> dropped;
     for (std::size_t total = 0; total < 64 * shared_.options.max_body_bytes;) {
-      const auto [error, bytes] = co_await stream_.async_read_some(asio::buffer(dropped), kTuple);
-      if (error) co_return;
+      const auto [error, bytes] =
+          co_await stream_.socket().async_read_some(asio::buffer(dropped), kTuple);
+      if (error) break;
       total += bytes;
     }
+    stop_clock();
   }
 
   asio::awaitable<bool> answer(http::request<http::string_body> message) {
@@ -239,8 +309,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // Gives the exchange up when the client closes its side before the answer is complete.
   asio::awaitable<void> notice_end(Exchange& exchange) {
     while (buffer_.size() < kMostReadAhead) {
-      const auto [error, bytes] =
-          co_await stream_.socket().async_read_some(buffer_.prepare(4096), kTuple);
+      const auto [error, bytes] = co_await stream_.async_read_some(buffer_.prepare(4096), kTuple);
       if (error && !exchange.finished()) {
         exchange.abandon();
         close();
@@ -253,8 +322,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
     co_await forever.async_wait(kTuple);
   }
 
-  beast::tcp_stream stream_;
+  ClientStream stream_;
   Shared& shared_;
+  asio::steady_timer clock_;
+  bool late_ = false;
   beast::flat_buffer buffer_;
   std::string peer_;
   Exchange* exchange_ = nullptr;

@@ -1,4 +1,5 @@
-// HTTP/1.1 over TCP: one thread, a coroutine a connection, limits on everything a client sends.
+// HTTP/1.1 over TCP or TLS: one thread, a coroutine a connection, limits on everything a client
+// sends.
 //
 //   HttpServer server({.port = 8000}, [](HttpRequest request, std::shared_ptr<Reply> reply) {
 //     reply->send({.body = "{}"});
@@ -6,9 +7,9 @@
 //   server.stop_on_signals([](int nth) { ... });
 //   server.run();  // until stop(), and the last answer is written
 //
-// What breaks a rule is answered in OpenAI's error shape and closed: 400 not HTTP, 413 body and 431
-// header too large, 503 too many connections. What comes too slowly is closed without an answer (in
-// the record: 408). The constructor throws InvalidArgument if it cannot listen.
+// What breaks a rule is answered in OpenAI's error shape and closed: 400 not HTTP (or HTTP where
+// TLS is spoken), 408 a header or body that comes too slowly, 413 body and 431 header too large,
+// 503 too many connections. The constructor throws InvalidArgument if it cannot listen.
 #pragma once
 
 #include <chrono>
@@ -19,6 +20,7 @@
 #include <string>
 
 #include "server/http.h"
+#include "server/tls.h"
 
 namespace ostro::server {
 
@@ -30,9 +32,11 @@ struct HttpOptions {
   std::size_t max_body_bytes = 8 << 20;
   std::size_t max_unsent_bytes = 1 << 20;  // of one stream
   // A whole request, header and body each, must arrive within it; an idle connection is closed
-  // after it too. A client must take what is written within write_timeout.
+  // after it too, without a word. A client must take what is written within write_timeout; one that
+  // is unreachable for so long is gone.
   std::chrono::milliseconds read_timeout{30'000};
   std::chrono::milliseconds write_timeout{30'000};
+  std::shared_ptr<Tls> tls = {};  // null: plain HTTP
 };
 
 // One answered (or abandoned) request, for the access log.

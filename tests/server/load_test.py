@@ -1,10 +1,12 @@
 """`ostro serve` with many clients, clients that leave, stall or break rules, and its own end."""
 
 import concurrent.futures
+import ctypes
 import json
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 
@@ -13,7 +15,21 @@ import serving
 from serving import PROMPT, ostro
 
 LONG = {"prompt": PROMPT, "max_tokens": 1000, "temperature": 0, "ignore_eos": True}
+SO_ATTACH_FILTER = 26  # of Linux; a classic BPF program of 8 bytes an instruction
 IDLE = lambda m: m["ostro_requests_running"] == 0 and m["ostro_requests_waiting"] == 0
+
+
+def received(s):
+    """All that comes from a socket until its other end closes."""
+    data = b""
+    while True:
+        try:
+            chunk = s.recv(65536)
+        except ConnectionResetError:
+            return data
+        if not chunk:
+            return data
+        data += chunk
 
 
 class Clients(serving.Case):
@@ -80,14 +96,26 @@ class Clients(serving.Case):
             server.wait_for(lambda m: m["ostro_http_disconnects_total"] == 1 and IDLE(m), "it is cut off")
         self.assertEqual(server.stop(), 0)
 
+    def test_a_client_that_vanishes_frees_its_slot(self):
+        server = serving.Server(self.engine, write_timeout=1)
+        self.addCleanup(server.kill)
+        for stream in (True, False):
+            body = json.dumps({**LONG, "n": 128, "stream": stream}).encode()
+            with socket.create_connection(("127.0.0.1", server.port)) as s:
+                s.sendall(b"POST /v1/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+                server.wait_for(lambda m: m["ostro_requests_running"] == 1, "it runs")
+                # From here on the client's kernel drops what comes, so nothing is acknowledged.
+                drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+                s.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER,
+                             struct.pack("HL", 1, ctypes.addressof(drop_all)))
+                server.wait_for(lambda m: m["ostro_http_disconnects_total"] == 2 - stream, "it is given up", 10)
+            server.wait_for(IDLE, "its slot is free", 5)
+
     def test_what_is_no_request_is_answered_and_closed(self):
         def answer(data):
             with socket.create_connection(("127.0.0.1", self.server.port), timeout=20) as s:
                 s.sendall(data)
-                received = b""
-                while chunk := s.recv(65536):
-                    received += chunk
-                return received
+                return received(s)
 
         for data, status in ((b"hello\r\n\r\n", b"400"), (b"GET / HTTP/1.1\r\nbad header\r\n\r\n", b"400"),
                              (b"GET / HTTP/1.1\r\nX: " + b"y" * 20000 + b"\r\n\r\n", b"431"),
@@ -103,6 +131,64 @@ class Clients(serving.Case):
                       b"%x\r\n%s\r\n0\r\n\r\nGET /health HTTP/1.1\r\nConnection: close\r\n\r\n"
                       % (len(piece), piece))
         self.assertEqual(both.count(b"HTTP/1.1 200 OK"), 2, both)
+
+    def test_bad_input_is_answered_and_harms_no_other_stream(self):
+        body = {**LONG, "stream": True}
+        alone = self.server.post("/v1/completions", body).text
+        texts = lambda stream: [json.loads(e[6:])["choices"][0]["text"] for e in stream.split("\n\n")[:-2]]
+        done = threading.Event()
+        streams = []
+
+        def keep_streaming():
+            while not done.is_set():
+                streams.append(self.server.post("/v1/completions", body).text)
+
+        threads = [threading.Thread(target=keep_streaming) for _ in range(3)]
+        for t in threads:
+            t.start()
+        try:
+            self.bad_input()
+        finally:
+            done.set()
+            for t in threads:
+                t.join()
+        for stream in streams:
+            self.assertEqual(texts(stream), texts(alone))
+
+    def bad_input(self):
+        large = 10 << 20
+        deep = 100000
+        routes = "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"
+        for route in routes:
+            for bad in (b"\xff" * 100, b'{"prompt": "\xff"}', b'{"\xc3\x28": 1}', b'{"prompt": "\\ud800"}', b"\x00",
+                        b'{"messages": [{"role": "user", "content": "\xed\xa0\x80"}]}',
+                        b'{"prompt": "x", "temperature": NaN}', b'{"temperature": Infinity}',
+                        b'{"prompt": "x", "temperature": -1e400}', b'{"max_tokens": 1e400}',
+                        b"[" * deep, b'{"prompt":' + b"[" * deep, b'{"a":' * deep,
+                        b'{"messages":' + b"[" * deep + b"]" * deep + b"}",
+                        b'{"prompt":' + b"[" * deep + b"]" * deep + b"}",
+                        b'{"tokens":' + b"[" * deep + b"]" * deep + b"}",
+                        b'{"prompt": "x", "logit_bias":' + b'{"1":' * deep + b"1" + b"}" * deep + b"}"):
+                self.assert_error(self.server.post(route, bad), 400)
+            with socket.create_connection(("127.0.0.1", self.server.port), timeout=20) as s:
+                s.sendall(b"POST %s HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (route.encode(), large))
+                self.assertIn(b" 413 ", received(s)[:20])  # nothing of the body is waited for
+            for head, part in ((b"Content-Length: %d\r\n\r\n" % large, b"x" * 65536),
+                               (b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b"x" * 65536 + b"\r\n")):
+                with socket.create_connection(("127.0.0.1", self.server.port), timeout=20) as s:
+                    s.sendall(b"POST %s HTTP/1.1\r\n%s" % (route.encode(), head))
+                    for _ in range(large // 65536):
+                        s.sendall(part)
+                    self.assertIn(b" 413 ", received(s)[:20])
+        for field, value in (("temperature", 1e308), ("temperature", -0.0001), ("top_p", 1.0001), ("top_p", -1),
+                             ("top_k", 2**40), ("min_p", -1), ("max_tokens", 2**63), ("n", 10**9), ("seed", 2**64),
+                             ("repetition_penalty", 0), ("presence_penalty", 1e30), ("logprobs", -1)):
+            self.assert_error(self.server.post("/v1/completions", {"prompt": "x", field: value}), 400, field)
+        # Breaks off in the middle of a body, by a reset.
+        s = socket.create_connection(("127.0.0.1", self.server.port))
+        s.sendall(b'POST /v1/completions HTTP/1.1\r\nContent-Length: 100\r\n\r\n{"prompt')
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        s.close()
 
 
 class Limits(serving.Case):
@@ -137,24 +223,43 @@ class Limits(serving.Case):
             error = json.loads(stream.text.split("\n\n")[-2][len("data: "):])["error"]
             self.assertEqual(error["type"], "timeout_error")
 
-    def test_a_slow_header_or_body_is_closed(self):
-        for data in (b"POST /tokenize HTTP/1.1\r\nHost", b"POST /tokenize HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"):
+    def test_a_slow_header_or_body_is_answered_and_closed(self):
+        for data in (b"POST /tokenize HTTP/1.1\r\nHost", b"POST /tokenize HTTP/1.1\r\nContent-Length: 99\r\n\r\n{"):
             with socket.create_connection(("127.0.0.1", self.server.port), timeout=20) as s:
                 begin = time.monotonic()
                 s.sendall(data)
-                for _ in range(30):  # a byte now and then does not extend the time
-                    try:
-                        s.sendall(b"x")
-                    except OSError:
-                        break
+                for _ in range(15):  # a byte now and then does not extend the time
+                    s.sendall(b"x")
                     time.sleep(0.1)
-                try:
-                    while s.recv(1000):
-                        pass
-                except ConnectionResetError:
-                    pass
+                s.shutdown(socket.SHUT_WR)
+                head, body = received(s).split(b"\r\n\r\n", 1)
                 self.assertLess(time.monotonic() - begin, 8)
+            self.assertTrue(head.startswith(b"HTTP/1.1 408 Request Timeout\r\n"), head)
+            self.assertIn(b"\r\nConnection: close", head)
+            error = json.loads(body)["error"]
+            self.assertEqual(error["type"], "timeout_error")
+            self.assertRegex(error["message"], "did not arrive within 1000 ms")
         self.assertEqual(self.server.get("/health").status, 200)
+
+    def test_connections_that_bring_nothing_are_closed_without_a_word(self):
+        for data in (b"", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", self.server.port), timeout=20) as s:
+                begin = time.monotonic()
+                s.sendall(data)
+                got = received(s)
+                self.assertLess(time.monotonic() - begin, 5)
+            self.assertEqual(got.count(b"HTTP/1.1"), 1 if data else 0, got)
+
+    def test_a_half_closed_connection_is_one_that_leaves(self):
+        body = json.dumps({**LONG, "stream": True}).encode()
+        whole = b"POST /v1/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        for data in (whole[:20], whole[:-5], whole):
+            with socket.create_connection(("127.0.0.1", self.server.port), timeout=20) as s:
+                s.sendall(data)
+                s.shutdown(socket.SHUT_WR)
+                got = received(s)
+            self.assertNotIn(b"[DONE]", got)
+            self.server.wait_for(IDLE, "nothing is left of it")
 
     def test_too_many_connections(self):
         held = [socket.create_connection(("127.0.0.1", self.server.port)) for _ in range(8)]

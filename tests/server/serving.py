@@ -39,7 +39,7 @@ class Answer:
 class Server:
     """`ostro serve` of an engine; ends with the test even if that fails."""
 
-    def __init__(self, engine, **flags):
+    def __init__(self, engine, scheme="http", **flags):
         flags = {"host": "127.0.0.1", "port": 0, "tokenizer_dir": ostro.TINY, "threads": 1, **flags}
         self.log = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
@@ -51,12 +51,12 @@ class Server:
         )
         ready, _, _ = select.select([self.process.stdout], [], [], 60)
         line = self.process.stdout.readline().decode() if ready else ""
-        match = re.match(r"Serving (\S+) on http://127\.0\.0\.1:(\d+)$", line.strip())
-        if not match:
+        match = re.match(r"Serving (\S+) on (\w+)://127\.0\.0\.1:(\d+)$", line.strip())
+        if not match or match.group(2) != scheme:
             errors = self.errors()
             self.kill()
             raise AssertionError("the server says %r; stderr: %s" % (line, errors))
-        self.model, self.port = match.group(1), int(match.group(2))
+        self.model, self.port = match.group(1), int(match.group(3))
 
     def errors(self):
         self.log.seek(0)
