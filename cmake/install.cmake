@@ -7,8 +7,13 @@ include(CMakePackageConfigHelpers)
 
 add_library(libostro STATIC)
 set_target_properties(libostro PROPERTIES OUTPUT_NAME ostro EXPORT_NAME ostro)
+set(cuda_part)
+if(OSTRO_CUDA)
+  set(cuda_part backends_cuda)
+  target_link_libraries(libostro PUBLIC CUDA::cudart)
+endif()
 foreach(part base tensor kv comm checkpoint sched ops model engine api backends_cpu
-             backends_cpu_avx2 backends_cpu_avx512 backends_cpu_avx512bf16 backends_cpu_amx)
+             backends_cpu_avx2 backends_cpu_avx512 backends_cpu_avx512bf16 backends_cpu_amx ${cuda_part})
   target_sources(libostro PRIVATE $<TARGET_OBJECTS:${part}>)
 endforeach()
 target_include_directories(libostro INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>

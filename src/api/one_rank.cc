@@ -1,5 +1,6 @@
 #include "api/one_rank.h"
 
+#include "api/make_cuda_backend.h"
 #include "backends/cpu/backend.h"
 #include "comm/communicator.h"
 
@@ -21,19 +22,28 @@ model::EngineConfig read_config(const checkpoint::EngineReader& reader) {
   return model::parse_engine_config(reader.config_text(), (reader.dir() / "config.json").string());
 }
 
+std::unique_ptr<ops::Backend> make_backend(const ExecutorConfig& c, const Log& log) {
+  if (c.device == "cuda") return make_cuda_backend();
+  if (c.device == "auto")
+    if (auto gpu = find_cuda_backend(log)) return gpu;
+  return cpu::make_backend({.threads = c.threads});
+}
+
 struct OneRank final : Resources {
   explicit OneRank(const ExecutorConfig& c)
       : reader(c.engine_dir),
         config(read_config(reader)),
-        backend(cpu::make_backend({.threads = c.threads})),
+        backend(make_backend(c, log_to(c.log))),
         world(comm::make_single()),
-        rank(reader, config, model::Mapping{}, *backend, *world, rank_options(c, 1),
+        weights(reader),
+        rank(weights, config, model::Mapping{}, *backend, *world, rank_options(c, 1),
              log_to(c.log)) {}
 
   checkpoint::EngineReader reader;
   model::EngineConfig config;
   std::unique_ptr<ops::Backend> backend;
   std::unique_ptr<comm::Communicator> world;
+  model::EngineWeights weights;
   engine::Rank rank;
 };
 
@@ -44,7 +54,6 @@ std::unique_ptr<Executor::Core> load_one_rank(const ExecutorConfig& config) {
                 "`ostro build` wrote");
   OSTRO_REQUIRE(config.device == "auto" || config.device == "cpu" || config.device == "cuda",
                 "device is \"", config.device, "\"; it must be auto, cpu or cuda");
-  OSTRO_SUPPORTED(config.device != "cuda", "this build has no CUDA backend; it has: cpu");
   auto loaded = std::make_unique<OneRank>(config);
   OneRank& r = *loaded;
   return std::make_unique<Executor::Core>(r.rank, r.config, config, std::move(loaded));

@@ -1,6 +1,7 @@
 // Weights drawn at random, for engines that measure speed and memory without a checkpoint.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 #include <vector>
@@ -11,10 +12,12 @@ namespace ostro::builder {
 
 inline constexpr double kDummyDeviation = 0.02;
 
-// Elements of N(0, 0.02): each depends on the seed, the tensor's name and the element's index in
-// the whole tensor alone, so an engine holds the same model however it is cut. 16 random bits an
-// element choose one of 65536 quantiles (up to 4.3 deviations). Source of the random bits:
-// SplitMix64 of a counter (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195).
+// Their quantiles in the dtype, as ops::Draw takes them.
+std::vector<std::byte> dummy_quantiles(DType dtype);
+
+// Elements of N(0, 0.02), drawn as ops::Draw does: each depends on the seed, the tensor's name and
+// the element's index in the whole tensor alone, so an engine holds the same model however it is
+// cut.
 //
 // const members may be called from any number of threads.
 class DummyWeights {
@@ -27,8 +30,7 @@ class DummyWeights {
  private:
   DType dtype_;
   std::uint64_t seed_;
-  std::vector<std::uint16_t> quantiles16_;  // the bits of f16 or bf16
-  std::vector<float> quantiles32_;          // of f32
+  std::vector<std::byte> quantiles_;
 };
 
 }  // namespace ostro::builder

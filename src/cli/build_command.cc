@@ -8,6 +8,7 @@
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/progress.h"
+#include "cli/shape_flags.h"
 
 namespace ostro::cli {
 namespace {
@@ -18,11 +19,7 @@ using model::ModelConfig;
 struct BuildFlags {
   std::string model_dir, output_dir = "engine_outputs", dtype = "auto", target = "neutral";
 
-  // Shape of a dummy engine; empty: the preset's.
-  std::optional<std::string> preset, hidden_act;
-  std::optional<std::int64_t> vocab, layers, positions, hidden, heads, kv_heads, inter, experts,
-      top_k;
-  std::optional<double> norm_eps;
+  ShapeFlags shape;  // of a dummy engine
 
   std::int64_t world_size = 0;
   model::Mapping mapping;
@@ -49,13 +46,9 @@ struct BuildFlags {
   LogFlag log;
 
   void add(CLI::App& app);
-  void add_shape(CLI::App& app);
   void add_recorded(CLI::App& app);
   void add_quantisation(CLI::App& app);
   void refuse_what_is_not_built() const;
-  bool shapes_given() const;
-  ModelConfig dummy_model() const;
-  void apply_shape(ModelConfig&) const;
   void apply_rotary(ModelConfig&) const;
   model::Mapping checked_mapping(const ModelConfig&) const;
   nlohmann::json recorded() const;
@@ -124,28 +117,10 @@ void BuildFlags::add(CLI::App& app) {
   app.add_option("--moe_renorm_mode", renorm_mode, "RENORMALIZE (1) or NONE (0): expert weights")
       ->capture_default_str()
       ->group(model);
-  add_shape(app);
+  shape.add(app, "Shape of a dummy engine (default: LLaMA-7B)");
   add_recorded(app);
   add_quantisation(app);
   log.add(app, "info");
-}
-
-void BuildFlags::add_shape(CLI::App& app) {
-  const char* shape = "Shape of a dummy engine (default: LLaMA-7B)";
-  app.add_option("--preset", preset,
-                 "mixtral-8x7b, mixtral-8x22b or llama-7b; flags override parts")
-      ->group(shape);
-  app.add_option("--vocab_size", vocab, "")->group(shape);
-  app.add_option("--n_layer", layers, "")->group(shape);
-  app.add_option("--n_positions", positions, "context, tokens")->group(shape);
-  app.add_option("--n_embd", hidden, "hidden size")->group(shape);
-  app.add_option("--n_head", heads, "")->group(shape);
-  app.add_option("--n_kv_head", kv_heads, "")->group(shape);
-  app.add_option("--inter_size", inter, "of the feed-forward layer or of one expert")->group(shape);
-  app.add_option("--hidden_act", hidden_act, "silu")->group(shape);
-  app.add_option("--rms_norm_eps", norm_eps, "")->group(shape);
-  app.add_option("--moe_num_experts", experts, "")->group(shape);
-  app.add_option("--moe_top_k", top_k, "")->group(shape);
 }
 
 void BuildFlags::add_recorded(CLI::App& app) {
@@ -199,40 +174,6 @@ void BuildFlags::refuse_what_is_not_built() const {
                   ": beam search is not built yet; there is: 1");
   OSTRO_REQUIRE(target == "neutral" || target == "cpu" || target == "cuda", "--target is \"",
                 target, "\"; it must be neutral, cpu or cuda");
-  OSTRO_SUPPORTED(!hidden_act || *hidden_act == "silu", "--hidden_act ", *hidden_act,
-                  " is not built; there is: silu");
-}
-
-bool BuildFlags::shapes_given() const {
-  return preset || vocab || layers || positions || hidden || heads || kv_heads || inter ||
-         norm_eps || experts || top_k;
-}
-
-void BuildFlags::apply_shape(ModelConfig& m) const {
-  const auto set = [](auto& field, const auto& flag) {
-    if (flag) field = *flag;
-  };
-  set(m.vocab, vocab);
-  set(m.layers, layers);
-  set(m.context, positions);
-  set(m.norm_eps, norm_eps);
-  set(m.inter, inter);
-  // A head keeps its width unless the hidden size or the number of heads changes.
-  if (hidden || heads) {
-    set(m.hidden, hidden);
-    if (heads && !kv_heads && m.kv_heads == m.heads) m.kv_heads = *heads;
-    set(m.heads, heads);
-    OSTRO_REQUIRE(m.heads > 0 && m.hidden % m.heads == 0, "--n_embd ", m.hidden,
-                  " is not a multiple of --n_head ", m.heads);
-    m.head_dim = m.hidden / m.heads;
-  }
-  set(m.kv_heads, kv_heads);
-  if (experts && *experts > 0) {
-    m.architecture = "MixtralForCausalLM";
-    if (m.top_k == 0) m.top_k = std::min<std::int64_t>(2, *experts);
-  }
-  set(m.experts, experts);
-  set(m.top_k, top_k);
 }
 
 void BuildFlags::apply_rotary(ModelConfig& m) const {
@@ -257,13 +198,6 @@ void BuildFlags::apply_rotary(ModelConfig& m) const {
     return;
   }
   m.context = std::int64_t(double(m.context) * rope.factor);
-}
-
-ModelConfig BuildFlags::dummy_model() const {
-  ModelConfig m = model::preset(preset.value_or("llama-7b"));
-  // The seed's tool builds float16 where nothing is said; bfloat16 holds N(0, 0.02) as well.
-  m.dtype = preset ? DType::bf16 : DType::f16;
-  return m;
 }
 
 model::Mapping BuildFlags::checked_mapping(const ModelConfig& config) const {
@@ -297,12 +231,12 @@ nlohmann::json BuildFlags::recorded() const {
 
 EngineConfig engine_config(const BuildFlags& flags, const checkpoint::Checkpoint* source) {
   EngineConfig e;
-  e.model = source ? builder::model_of(*source) : flags.dummy_model();
+  e.model = source ? builder::model_of(*source) : flags.shape.model();
   const bool weights = source && source->has_weights();
   OSTRO_REQUIRE(
-      !weights || !flags.shapes_given(), flags.model_dir,
+      !weights || !flags.shape.given(), flags.model_dir,
       " has weights: --preset and the shape flags (--n_layer, ...) are for dummy engines");
-  flags.apply_shape(e.model);
+  flags.shape.apply(e.model);
   flags.apply_rotary(e.model);
   OSTRO_REQUIRE(flags.renorm_mode == "RENORMALIZE" || flags.renorm_mode == "1" ||
                     flags.renorm_mode == "NONE" || flags.renorm_mode == "0",

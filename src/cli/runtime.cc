@@ -6,9 +6,11 @@
 #include <cstring>
 #include <new>
 
+#include "api/make_cuda_backend.h"
 #include "backends/cpu/backend.h"
+#include "builder/dummy_source.h"
+#include "checkpoint/engine_reader.h"
 #include "cli/join_mpi.h"
-#include "cli/make_cuda_backend.h"
 #include "comm/local/launch.h"
 #include "comm/mpi_launch.h"
 
@@ -42,6 +44,22 @@ int cores_of_rank(const comm::World& world) {
   return int(share.size());
 }
 
+model::EngineConfig read_config(const checkpoint::EngineReader& engine) {
+  return model::parse_engine_config(engine.config_text(), (engine.dir() / "config.json").string());
+}
+
+// What `ostro build` would write for the shape.
+model::EngineConfig dummy_config(const RuntimeFlags& flags) {
+  model::EngineConfig e;
+  e.model = flags.shape.model();
+  flags.shape.apply(e.model);
+  if (flags.dtype != "auto") e.model.dtype = model::parse_dtype(flags.dtype);
+  model::check(e.model);
+  e.limits.max_input_len = e.limits.max_output_len = e.model.context;
+  e.dummy = true;
+  return e;
+}
+
 // The engine's mapping, or the one that --tp_size and --pp_size ask for: any engine loads on any.
 model::Mapping chosen_mapping(const RuntimeFlags& flags, const model::EngineConfig& config) {
   model::Mapping m = config.mapping;
@@ -59,7 +77,7 @@ model::Mapping chosen_mapping(const RuntimeFlags& flags, const model::EngineConf
 void check_device(const std::string& device) {
   OSTRO_REQUIRE(device == "auto" || device == "cpu" || device == "cuda", "--device is \"", device,
                 "\"; it must be auto, cpu or cuda");
-  OSTRO_SUPPORTED(device != "cuda" || built_with_cuda(),
+  OSTRO_SUPPORTED(device != "cuda" || api::built_with_cuda(),
                   "this build has no CUDA backend; it has: cpu");
 }
 
@@ -69,12 +87,18 @@ std::unique_ptr<ops::Backend> make_backend(const RuntimeFlags& flags, std::int64
                                            const Log& log) {
   if (flags.device == "cuda") {
     OSTRO_SUPPORTED(ranks == 1, "--device cuda runs one rank, the engine has ", ranks);
-    return make_cuda_backend();
+    return api::make_cuda_backend();
   }
   if (flags.device == "auto" && ranks == 1) {
-    if (auto gpu = find_cuda_backend(log)) return gpu;
+    if (auto gpu = api::find_cuda_backend(log)) return gpu;
   }
   return cpu::make_backend({.threads = flags.threads > 0 ? flags.threads : cores, .isa = "auto"});
+}
+
+void check_shape(const RuntimeFlags& flags) {
+  OSTRO_REQUIRE(flags.dummy_weights || (!flags.shape.given() && flags.dtype == "auto"),
+                "--preset, --dtype and the shape flags (--n_layer, ...) go with --dummy_weights: "
+                "an engine has its own");
 }
 
 // 0 stands for what is not given.
@@ -111,14 +135,13 @@ std::unique_ptr<comm::World> join_ranks(int wanted) {
   return comm::local::start_ranks(wanted, {.log = errors});
 }
 
-void run_rank(const RuntimeFlags& flags, std::int64_t max_logit_rows,
-              const checkpoint::EngineReader& engine, const model::EngineConfig& config,
-              const model::Mapping& mapping, comm::World& world, const Log& log,
-              const std::function<void(Session&)>& lead) {
+void run_rank(const RuntimeFlags& flags, std::int64_t max_logit_rows, model::WeightSource& weights,
+              const model::EngineConfig& config, const model::Mapping& mapping, comm::World& world,
+              const Log& log, const std::function<void(Session&)>& lead) {
   const int here = world.ranks_on_this_host();
   const int cores = cores_of_rank(world);
   const auto backend = make_backend(flags, mapping.ranks(), cores, log);
-  engine::Rank rank(engine, config, mapping, *backend, world.communicator(),
+  engine::Rank rank(weights, config, mapping, *backend, world.communicator(),
                     {.max_batch_size = flags.max_batch_size,
                      .max_num_tokens = flags.max_num_tokens,
                      .max_logit_rows = max_logit_rows,
@@ -130,7 +153,7 @@ void run_rank(const RuntimeFlags& flags, std::int64_t max_logit_rows,
     rank.follow();
     return;
   }
-  Session session{engine, config, rank, *backend, log};
+  Session session{config, rank, *backend, log};
   lead(session);
   rank.end();
 }
@@ -140,6 +163,12 @@ void run_rank(const RuntimeFlags& flags, std::int64_t max_logit_rows,
 void RuntimeFlags::add(CLI::App& app) {
   app.add_option("--engine_dir", engine_dir, "the engine that `ostro build` wrote")
       ->capture_default_str();
+  app.add_flag("--dummy_weights", dummy_weights,
+               "no engine: weights drawn at random for the shape below, where they are used");
+  shape.add(app, "Shape with --dummy_weights (default: LLaMA-7B)");
+  app.add_option("--dtype", dtype, "with --dummy_weights: auto, float32, float16 or bfloat16")
+      ->capture_default_str()
+      ->group("Shape with --dummy_weights (default: LLaMA-7B)");
   app.add_option("--device", device, "auto (a GPU if there is one), cpu or cuda")
       ->capture_default_str();
   app.add_option("--tp_size", tp_size, "tensor-parallel ranks; default: the engine's");
@@ -197,9 +226,10 @@ int run_on_ranks(const RuntimeFlags& flags, std::int64_t max_logit_rows,
   const Log log = flags.log.log();
   check_device(flags.device);
   check_sizes(flags);
-  const checkpoint::EngineReader engine(flags.engine_dir);
-  const std::string source = (engine.dir() / "config.json").string();
-  const model::EngineConfig config = model::parse_engine_config(engine.config_text(), source);
+  check_shape(flags);
+  std::unique_ptr<checkpoint::EngineReader> engine;
+  if (!flags.dummy_weights) engine = std::make_unique<checkpoint::EngineReader>(flags.engine_dir);
+  const model::EngineConfig config = engine ? read_config(*engine) : dummy_config(flags);
   const model::Mapping mapping = chosen_mapping(flags, config);
   if (config.dummy && prints())
     std::fputs("ostro: this engine has dummy weights: what it generates means nothing\n", stderr);
@@ -207,7 +237,12 @@ int run_on_ranks(const RuntimeFlags& flags, std::int64_t max_logit_rows,
   const std::unique_ptr<comm::World> world = join_ranks(int(mapping.ranks()));
   Failure failure{0, ""};
   try {
-    run_rank(flags, max_logit_rows, engine, config, mapping, *world, log, lead);
+    std::unique_ptr<model::WeightSource> weights;
+    if (engine)
+      weights = std::make_unique<model::EngineWeights>(*engine);
+    else
+      weights = std::make_unique<builder::DummySource>(config.model);
+    run_rank(flags, max_logit_rows, *weights, config, mapping, *world, log, lead);
   } catch (...) {
     failure = failure_at_hand();
   }

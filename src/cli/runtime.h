@@ -3,14 +3,16 @@
 
 #include <functional>
 
-#include "checkpoint/engine_reader.h"
-#include "cli/flags.h"
+#include "cli/shape_flags.h"
 #include "engine/rank.h"
 
 namespace ostro::cli {
 
 // The flags of every command that runs an engine.
 struct RuntimeFlags {
+  bool dummy_weights = false;
+  ShapeFlags shape;            // with dummy_weights
+  std::string dtype = "auto";  // with dummy_weights
   std::string engine_dir = "engine_outputs";
   std::string device = "auto";
   int tp_size = 0;
@@ -27,7 +29,6 @@ struct RuntimeFlags {
 
 // A running engine as rank 0 sees it.
 struct Session {
-  const checkpoint::EngineReader& engine;
   const model::EngineConfig& config;
   engine::Rank& rank;
   ops::Backend& backend;

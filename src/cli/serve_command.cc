@@ -154,8 +154,9 @@ class ExecutorGenerator final : public server::Generator {
   Executor& executor_;
 };
 
-std::string default_model_name(const std::string& engine_dir) {
-  const auto path = std::filesystem::weakly_canonical(engine_dir);
+std::string default_model_name(const RuntimeFlags& flags) {
+  if (flags.dummy_weights) return "dummy";
+  const auto path = std::filesystem::weakly_canonical(flags.engine_dir);
   return path.filename().empty() ? "ostro" : path.filename().string();
 }
 
@@ -185,8 +186,7 @@ void serve_session(const ServeFlags& flags, const server::ServiceOptions& option
   ExecutorGenerator generator(executor);
   const ExecutorStatistics kv = executor.statistics();
   const server::ServedModel model{
-      .name = flags.model_name.empty() ? default_model_name(flags.runtime.engine_dir)
-                                       : flags.model_name,
+      .name = flags.model_name.empty() ? default_model_name(flags.runtime) : flags.model_name,
       .info = executor.model(),
       .tokenizer = tokenizer,
       .chat = chat,

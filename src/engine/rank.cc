@@ -24,7 +24,7 @@ std::string gigabytes(std::int64_t bytes) { return text(double(bytes / 10'000'00
 
 }  // namespace
 
-Rank::Rank(const checkpoint::EngineReader& engine, const model::EngineConfig& config,
+Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
            const model::Mapping& mapping, ops::Backend& backend, comm::Communicator& world,
            const RankOptions& options, const Log& log)
     : backend_(backend), world_(world), mapping_(mapping), vocab_(config.model.vocab) {
@@ -36,7 +36,7 @@ Rank::Rank(const checkpoint::EngineReader& engine, const model::EngineConfig& co
   pp_ = world.split(int(shape.tp_rank), int(shape.stage));
 
   const Stopwatch watch;
-  model::Weights weights = model::load_weights(engine, config.model, mapping, rank, backend);
+  model::Weights weights = model::load_weights(source, config.model, mapping, rank, backend);
   log.info("rank ", rank, ": weights placed in ", watch.seconds(), " s on ", backend.description());
 
   const bool cpu = backend.device() == Device::cpu;

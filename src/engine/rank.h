@@ -24,11 +24,10 @@ struct RankOptions {
 class Rank {
  public:
   // Loads the weights and allocates everything. Every rank of `world` must make its Rank at the
-  // same time: they agree on the size of the KV cache. `engine`, `backend` and `world` must outlive
-  // it. `mapping` may differ from the engine's.
-  Rank(const checkpoint::EngineReader& engine, const model::EngineConfig&,
-       const model::Mapping& mapping, ops::Backend& backend, comm::Communicator& world,
-       const RankOptions&, const Log&);
+  // same time: they agree on the size of the KV cache. `backend` and `world` must outlive
+  // it, and so must the engine that `weights` reads. `mapping` may differ from the engine's.
+  Rank(model::WeightSource& weights, const model::EngineConfig&, const model::Mapping& mapping,
+       ops::Backend& backend, comm::Communicator& world, const RankOptions&, const Log&);
 
   // Rank 0: sends the step to the other ranks and begins it; on a device, returns while it runs.
   // At most depth() steps may be in flight.

@@ -8,31 +8,27 @@ namespace {
 // Places tensors by name; the slices come from tensors_of(), so layout.cc alone knows the cuts.
 class Loader {
  public:
-  Loader(const checkpoint::EngineReader& engine, const std::vector<TensorSlice>& slices,
-         ops::Backend& backend, std::vector<Buffer>& owned)
-      : engine_(engine), backend_(backend), owned_(owned) {
+  Loader(WeightSource& source, const std::vector<TensorSlice>& slices, ops::Backend& backend,
+         std::vector<Buffer>& owned)
+      : source_(source), backend_(backend), owned_(owned) {
     for (const TensorSlice& s : slices) slices_.emplace(s.name, &s);
   }
 
   // The row-wise stack of the named tensors.
   quant::Weight matrix(std::initializer_list<std::string> names) {
-    std::vector<checkpoint::Slice> parts;
+    std::vector<TensorSlice> parts;
     for (const std::string& name : names) {
       const auto it = slices_.find(name);
       OSTRO_CHECK(it != slices_.end(), "this rank holds no ", name);
-      parts.push_back({name, it->second->row_range, it->second->col_range});
+      parts.push_back(*it->second);
     }
-    checkpoint::HostMatrix host = engine_.read(parts);
-    const quant::Weight placed = backend_.place({.data = host.view, .scale = {}});
-    const bool in_place = placed.data.data == host.view.data;
-    if (in_place && host.owned.data()) owned_.push_back(std::move(host.owned));
-    return placed;
+    return source_.load(parts, backend_, owned_);
   }
 
   View row(const std::string& name) { return matrix({name}).data; }
 
  private:
-  const checkpoint::EngineReader& engine_;
+  WeightSource& source_;
   ops::Backend& backend_;
   std::vector<Buffer>& owned_;
   std::map<std::string, const TensorSlice*> slices_;
@@ -40,12 +36,23 @@ class Loader {
 
 }  // namespace
 
-Weights load_weights(const checkpoint::EngineReader& engine, const ModelConfig& config,
-                     const Mapping& mapping, std::int64_t rank, ops::Backend& backend) {
+quant::Weight EngineWeights::load(std::span<const TensorSlice> stacked, ops::Backend& backend,
+                                  std::vector<Buffer>& owned) {
+  std::vector<checkpoint::Slice> parts;
+  for (const TensorSlice& s : stacked) parts.push_back({s.name, s.row_range, s.col_range});
+  checkpoint::HostMatrix host = engine_.read(parts);
+  const quant::Weight placed = backend.place({.data = host.view, .scale = {}});
+  const bool in_place = placed.data.data == host.view.data;
+  if (in_place && host.owned.data()) owned.push_back(std::move(host.owned));
+  return placed;
+}
+
+Weights load_weights(WeightSource& source, const ModelConfig& config, const Mapping& mapping,
+                     std::int64_t rank, ops::Backend& backend) {
   const RankShape shape = shape_of(config, mapping, rank);
   const std::vector<TensorSlice> slices = tensors_of(config, mapping, rank);
   Weights w;
-  Loader load(engine, slices, backend, w.owned);
+  Loader load(source, slices, backend, w.owned);
 
   if (shape.first_stage) w.embedding = load.row("embedding");
   for (std::int64_t i = shape.layers.begin; i < shape.layers.end; ++i) {

@@ -1,6 +1,7 @@
 // The weights of one rank, where its backend reads them.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "checkpoint/engine_reader.h"
@@ -26,9 +27,30 @@ struct Weights {
   std::vector<Buffer> owned;  // host memory that a backend reads in place
 };
 
-// Reads this rank's part of an engine of any mapping and places it. What lies in one piece in the
-// engine's map is used there; the rest is assembled. `engine` must outlive the backend.
-Weights load_weights(const checkpoint::EngineReader& engine, const ModelConfig&, const Mapping&,
-                     std::int64_t rank, ops::Backend&);
+// Where the matrices of a model come from.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  // The row-wise stack of the slices where `backend` reads it. Memory that the backend reads and
+  // does not own goes to `owned`.
+  virtual quant::Weight load(std::span<const TensorSlice> stacked, ops::Backend& backend,
+                             std::vector<Buffer>& owned) = 0;
+};
+
+// An engine of any mapping. What lies in one piece in its map is used there; the rest is assembled.
+// `engine` must outlive the backend.
+class EngineWeights final : public WeightSource {
+ public:
+  explicit EngineWeights(const checkpoint::EngineReader& engine) : engine_(engine) {}
+  quant::Weight load(std::span<const TensorSlice> stacked, ops::Backend& backend,
+                     std::vector<Buffer>& owned) override;
+
+ private:
+  const checkpoint::EngineReader& engine_;
+};
+
+// This rank's part of a model.
+Weights load_weights(WeightSource&, const ModelConfig&, const Mapping&, std::int64_t rank,
+                     ops::Backend&);
 
 }  // namespace ostro::model

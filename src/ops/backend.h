@@ -4,6 +4,7 @@
 #include <string>
 
 #include "ops/attention.h"
+#include "ops/draw.h"
 #include "ops/embed.h"
 #include "ops/linear.h"
 #include "ops/moe.h"
@@ -30,7 +31,8 @@ class Backend {
   virtual Buffer allocate(std::size_t bytes) = 0;
 
   // Makes a host weight readable by this backend's kernels. `host` must outlive the backend if it
-  // is a memory map (a CPU may read it where it lies); the backend owns what it copies.
+  // is a memory map (a CPU may read it where it lies); the backend owns what it copies. A weight
+  // that is in this device's memory, rows at 16 bytes, stays where it is.
   virtual quant::Weight place(const quant::Weight& host) = 0;
 
   // Enqueues a copy of a contiguous matrix between host and device, either way.
@@ -44,6 +46,7 @@ class Backend {
   virtual std::size_t free_memory_bytes() const = 0;  // what allocate() could still give
 
  protected:
+  virtual void enqueue(const Draw&) = 0;
   virtual void enqueue(const Embed&) = 0;
   virtual void enqueue(const GatherRows&) = 0;
   virtual void enqueue(const AddRmsNorm&) = 0;

@@ -59,8 +59,9 @@ std::map<std::size_t, Output> generate(Executor& executor) {
 std::map<std::size_t, Output> generate(const SmallEngine& small, const model::Mapping& mapping,
                                        comm::Communicator& world) {
   const auto backend = cpu::make_backend({.threads = 1});
-  engine::Rank rank(small.reader(), small.config(), mapping, *backend, world,
-                    {.kv_cache_tokens = 160}, Log{});
+  model::EngineWeights weights(small.reader());
+  engine::Rank rank(weights, small.config(), mapping, *backend, world, {.kv_cache_tokens = 160},
+                    Log{});
   if (!rank.leads()) {
     rank.follow();
     return {};

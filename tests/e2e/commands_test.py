@@ -88,6 +88,19 @@ class Dummy(ostro.Case):
         )
         self.assertEqual(self.tokens(one), self.tokens(two))
 
+    def test_without_an_engine(self):
+        shape = ("--preset", "mixtral-8x7b", "--dtype", "float32")
+        engine = self.build("engine", *shape, **self.SMALL)
+        csv = self.path("p.csv")
+        want = self.tokens(engine)
+        flags = (*shape, *ostro.flags_of(self.SMALL), "--input_file", csv, "--max_output_len", "5")
+        got = self.ostro("run", "--dummy_weights", *flags, "--end_id", "-1")
+        self.assertEqual((got.out, got.err), (want, self.WARNING))
+        two = self.ostro("run", "--dummy_weights", *flags, "--end_id", "-1", "--tp_size", "2")
+        self.assertEqual((two.out, two.err), (want, self.WARNING))
+        refused = self.ostro("run", "--engine_dir", engine, *flags, code=2)
+        self.assertIn("go with --dummy_weights: an engine has its own", refused.err)
+
     def test_flags_alone(self):
         engine = self.build("engine", "--moe_num_experts", "4", **self.SMALL)
         model = ostro.read_json(engine, "config.json")["model"]

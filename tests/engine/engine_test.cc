@@ -30,8 +30,9 @@ class EngineTest : public testing::Test {
   EngineTest() { start({}); }
 
   void start(const RankOptions& options) {
-    rank_ = std::make_unique<Rank>(small_->reader(), small_->config(), small_->config().mapping,
-                                   *backend_, *world_, options, Log{});
+    model::EngineWeights weights(small_->reader());
+    rank_ = std::make_unique<Rank>(weights, small_->config(), small_->config().mapping, *backend_,
+                                   *world_, options, Log{});
     engine_ = std::make_unique<Engine>(*rank_, small_->config().model);
   }
 

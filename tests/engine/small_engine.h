@@ -69,11 +69,12 @@ struct LoneRank {
                     std::unique_ptr<comm::Communicator> in = comm::make_single())
       : backend(cpu::make_backend({.threads = 1})),
         world(std::move(in)),
-        rank(engine.reader(), engine.config(), model::Mapping{}, *backend, *world, options, Log{}) {
-  }
+        weights(engine.reader()),
+        rank(weights, engine.config(), model::Mapping{}, *backend, *world, options, Log{}) {}
 
   std::unique_ptr<ops::Backend> backend;
   std::unique_ptr<comm::Communicator> world;
+  model::EngineWeights weights;
   engine::Rank rank;
 };
 

@@ -13,6 +13,7 @@ namespace {
 // Nanoseconds an element of row-by-row work, about, from L2; only to decide whether to share it.
 constexpr double kRowNs = 0.1;
 constexpr double kAngleNs = 25;
+constexpr double kDrawNs = 1;
 
 }  // namespace
 
@@ -65,6 +66,16 @@ void CpuBackend::copy(const View& from, const View& to) {
   check_here(from);
   check_here(to);
   if (from.bytes() > 0) std::memmove(to.data, from.data, from.bytes());
+}
+
+void CpuBackend::enqueue(const ops::Draw& op) {
+  check_here(op.y);
+  over(op.y.rows, double(op.y.cols) * kDrawNs, [&](int, Range rows) {
+    for (std::int64_t r = rows.begin; r < rows.end; ++r)
+      ops::draw_elements(op.quantiles.data, size_of(op.y.dtype), op.key,
+                         std::uint64_t((op.first_row + r) * op.matrix_cols + op.first_col),
+                         std::uint64_t(op.y.cols), row_of(op.y, r));
+  });
 }
 
 void CpuBackend::enqueue(const ops::Embed& op) {

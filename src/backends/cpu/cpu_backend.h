@@ -55,6 +55,7 @@ class CpuBackend final : public ops::Backend {
   std::size_t free_memory_bytes() const override;
 
  protected:
+  void enqueue(const ops::Draw&) override;
   void enqueue(const ops::Embed&) override;
   void enqueue(const ops::GatherRows&) override;
   void enqueue(const ops::AddRmsNorm&) override;

@@ -2,6 +2,7 @@
 
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/kernels/attention.h"
+#include "backends/cuda/kernels/draw.h"
 #include "backends/cuda/kernels/rotary.h"
 #include "backends/cuda/kernels/route.h"
 #include "backends/cuda/kernels/rows.h"
@@ -77,7 +78,7 @@ Buffer CudaBackend::allocate(std::size_t bytes) {
 quant::Weight CudaBackend::place(const quant::Weight& host) {
   OSTRO_SUPPORTED(is_float(host.data.dtype) && !host.scale,
                   "CUDA has kernels for f32, f16 and bf16 weights, not for ", describe(host.data));
-  OSTRO_REQUIRE(host.data.device == Device::cpu, describe(host.data), " is not in host memory");
+  if (host.data.device == Device::cuda) return host;
   constexpr std::int64_t kRowAlign = 16;  // bytes: what the kernels load at once
   const View& from = host.data;
   const auto size = std::int64_t(size_of(from.dtype));
@@ -119,6 +120,11 @@ std::size_t CudaBackend::free_memory_bytes() const {
   OSTRO_CUDA(cudaSetDevice(device_));
   OSTRO_CUDA(cudaMemGetInfo(&free, &total));
   return free;
+}
+
+void CudaBackend::enqueue(const ops::Draw& op) {
+  begin(op.y);
+  draw(stream_, op);
 }
 
 void CudaBackend::enqueue(const ops::Embed& op) {

@@ -35,6 +35,7 @@ class CudaBackend final : public ops::Backend {
   std::size_t free_memory_bytes() const override;
 
  protected:
+  void enqueue(const ops::Draw&) override;
   void enqueue(const ops::Embed&) override;
   void enqueue(const ops::GatherRows&) override;
   void enqueue(const ops::AddRmsNorm&) override;

@@ -106,6 +106,11 @@ class Mirror final : public Backend {
   std::size_t free_memory_bytes() const override { return gpu_->free_memory_bytes(); }
 
  protected:
+  void enqueue(const Draw& op) override {
+    Operands on(*gpu_, rows_);
+    run(on, Draw{on.in(op.quantiles), on.out(op.y), op.key, op.first_row, op.first_col,
+                 op.matrix_cols});
+  }
   void enqueue(const Embed& op) override {
     Operands on(*gpu_, rows_);
     run(on, Embed{on.in(op.ids), on.in(op.table), on.out(op.y), op.first_row});

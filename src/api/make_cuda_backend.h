@@ -7,7 +7,7 @@
 #include "base/log.h"
 #include "ops/backend.h"
 
-namespace ostro::cli {
+namespace ostro::api {
 
 bool built_with_cuda();
 
@@ -17,4 +17,4 @@ std::unique_ptr<ops::Backend> make_cuda_backend();
 // The first GPU, or null; the log says why a GPU that is there is not used.
 std::unique_ptr<ops::Backend> find_cuda_backend(const Log& log);
 
-}  // namespace ostro::cli
+}  // namespace ostro::api

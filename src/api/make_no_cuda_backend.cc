@@ -1,6 +1,6 @@
-#include "cli/make_cuda_backend.h"
+#include "api/make_cuda_backend.h"
 
-namespace ostro::cli {
+namespace ostro::api {
 
 bool built_with_cuda() { return false; }
 
@@ -10,4 +10,4 @@ std::unique_ptr<ops::Backend> make_cuda_backend() {
 
 std::unique_ptr<ops::Backend> find_cuda_backend(const Log&) { return nullptr; }
 
-}  // namespace ostro::cli
+}  // namespace ostro::api

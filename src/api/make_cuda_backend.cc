@@ -1,8 +1,8 @@
-#include "cli/make_cuda_backend.h"
+#include "api/make_cuda_backend.h"
 
 #include "backends/cuda/backend.h"
 
-namespace ostro::cli {
+namespace ostro::api {
 
 bool built_with_cuda() { return true; }
 
@@ -18,4 +18,4 @@ std::unique_ptr<ops::Backend> find_cuda_backend(const Log& log) {
   }
 }
 
-}  // namespace ostro::cli
+}  // namespace ostro::api
