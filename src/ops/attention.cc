@@ -20,14 +20,19 @@ void check_requests(const Contract& contract, const Requests& requests) {
   contract.dtype("block_table", requests.block_table, DType::i32);
 }
 
+// `activations` is a float matrix, of the cache's dtype unless that is f8e4m3.
 void check_cache(std::string_view op, const Contract& contract, const KvCache& cache,
-                 std::int64_t heads) {
+                 std::int64_t heads, std::string_view operand, const View& activations) {
   OSTRO_REQUIRE(cache.kv_heads > 0 && heads > 0 && heads % cache.kv_heads == 0, op, ": ", heads,
                 " heads share ", cache.kv_heads, " kv_heads, wanted a multiple");
   OSTRO_REQUIRE(cache.block_tokens > 0, op, ": block_tokens is ", cache.block_tokens,
                 ", wanted > 0");
   contract.shape("cache.k", cache.k, cache.k.rows, cache.k.cols);
-  contract.is_float("cache.k", cache.k);
+  contract.is_float_or_e4m3("cache.k", cache.k);
+  if (cache.k.dtype == DType::f8e4m3)
+    contract.is_float(operand, activations);
+  else
+    contract.dtype(operand, activations, cache.k.dtype);
   contract.shape("cache.v", cache.v, cache.k.rows, cache.k.cols);
   contract.dtype("cache.v", cache.v, cache.k.dtype);
   contract.apart("cache.v", cache.v, "cache.k", cache.k);
@@ -120,12 +125,11 @@ void reference(const RotaryAngles& op) {
 
 void check(const RotaryAppend& op) {
   const Contract contract("RotaryAppend", op.qkv.device);
-  check_cache("RotaryAppend", contract, op.cache, op.heads);
+  check_cache("RotaryAppend", contract, op.cache, op.heads, "qkv", op.qkv);
   check_requests(contract, op.requests);
   const std::int64_t head_dim = op.cache.k.cols;
   OSTRO_REQUIRE(head_dim % 2 == 0, "RotaryAppend: head_dim is ", head_dim, ", wanted even");
   contract.shape("qkv", op.qkv, op.qkv.rows, (op.heads + 2 * op.cache.kv_heads) * head_dim);
-  contract.dtype("qkv", op.qkv, op.cache.k.dtype);
   contract.shape("cos_sin", op.cos_sin, op.qkv.rows, head_dim);
   contract.dtype("cos_sin", op.cos_sin, DType::f32);
 }
@@ -162,13 +166,12 @@ void reference(const RotaryAppend& op) {
 
 void check(const PagedAttention& op) {
   const Contract contract("PagedAttention", op.q.device);
-  check_cache("PagedAttention", contract, op.cache, op.heads);
+  check_cache("PagedAttention", contract, op.cache, op.heads, "q", op.q);
   check_requests(contract, op.requests);
   const std::int64_t head_dim = op.cache.k.cols;
   contract.shape("q", op.q, op.q.rows, op.heads * head_dim);
-  contract.dtype("q", op.q, op.cache.k.dtype);
   contract.shape("y", op.y, op.q.rows, op.heads * head_dim);
-  contract.dtype("y", op.y, op.cache.k.dtype);
+  contract.dtype("y", op.y, op.q.dtype);
   contract.apart("y", op.y, "q", op.q);
   OSTRO_REQUIRE(op.scale > 0, "PagedAttention: scale is ", op.scale, ", wanted > 0");
   OSTRO_REQUIRE(op.window >= 0, "PagedAttention: window is ", op.window, ", wanted >= 0");

@@ -18,8 +18,13 @@ struct Requests {
 
 // Keys and values of one layer in pages. Row (block * kv_heads + head) * block_tokens + i holds
 // position i of that block for that head.
+//
+// The dtype is that of the activations, or f8e4m3 without a scale: a value is rounded when it is
+// appended (beyond 448 it becomes 448) and widened, which is exact, when it is read. What models
+// cache has magnitudes near 1, far from both ends of f8e4m3, and a scale that depended on the
+// tokens seen would make a request's results depend on others.
 struct KvCache {
-  View k;  // [blocks * kv_heads * block_tokens, head_dim]  f32|f16|bf16
+  View k;  // [blocks * kv_heads * block_tokens, head_dim]  f32|f16|bf16|f8e4m3
   View v;  // the same
   std::int64_t kv_heads = 0;
   std::int64_t block_tokens = 0;
@@ -50,13 +55,15 @@ void reference(const RotaryAngles&);
 // halves of a head are the rotated pairs, as in Hugging Face checkpoints:
 //   (a, b) = (h[i], h[half + i])  ->  (a cos - b sin, b cos + a sin)
 //
-//   qkv      [tokens, (heads + 2 kv_heads) * head_dim]  cache's dtype  in/out: q | k | v
+//   qkv      [tokens, (heads + 2 kv_heads) * head_dim]  in/out: q | k | v; cache's dtype, or any
+//            float if that is f8e4m3
 //   cos_sin  [tokens, head_dim]  f32  in
 //   requests                          in: where each token goes (its block must be >= 0)
 //   cache                             out
 //   heads    a multiple of kv_heads; head_dim is even
 //
-// Computed in f32. Only the q columns and the cache change. tokens = 0 does nothing.
+// Computed in f32; keys are rounded from that to the cache's dtype at once. Only the q columns and
+// the cache change. tokens = 0 does nothing.
 struct RotaryAppend {
   View qkv;
   View cos_sin;
@@ -72,9 +79,10 @@ void reference(const RotaryAppend&);
 //   y[t, h] = softmax_p(scale * q[t, h] . k[p, h / (heads / kv_heads)]) v[p, ...]
 //   over positions p <= position(t), and p > position(t) - window if window > 0
 //
-//   q      [tokens, heads * head_dim]  cache's dtype  in (a column range of qkv)
+//   q      [tokens, heads * head_dim]  in (a column range of qkv); cache's dtype, or any float if
+//          that is f8e4m3
 //   requests, cache                    in
-//   y      [tokens, heads * head_dim]  cache's dtype  out, not q
+//   y      [tokens, heads * head_dim]  as q  out, not q
 //   scale  > 0, 1 / sqrt(head_dim)
 //   window tokens that a query sees, itself included; 0: all
 //

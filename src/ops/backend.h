@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "ops/activations.h"
 #include "ops/attention.h"
 #include "ops/draw.h"
 #include "ops/embed.h"
@@ -40,6 +41,9 @@ class Backend {
 
   virtual void
   wait() = 0;  // blocks until all enqueued work is done; errors of that work surface here
+
+  // How this backend's products with e4m3 weights round their activations: what a model asks for.
+  virtual Activations e4m3_activations() const = 0;
 
   virtual Device device() const = 0;
   virtual std::string description() const = 0;        // "CPU AVX512-BF16, 2 threads"

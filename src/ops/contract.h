@@ -10,6 +10,7 @@
 
 #include <string_view>
 
+#include "ops/activations.h"
 #include "quant/weight.h"
 
 namespace ostro::ops {
@@ -48,14 +49,37 @@ class Contract {
       visit_dtype<float, f16, bf16>(v.dtype, text(op_, ": ", operand), []<class T>() {});
   }
 
-  // A weight [n, k] in a format that ops have kernels for.
+  // The same, or f8e4m3.
+  void is_float_or_e4m3(std::string_view operand, const View& v) const {
+    if (!ostro::is_float(v.dtype) && v.dtype != DType::f8e4m3) [[unlikely]]
+      visit_dtype<float, f16, bf16, f8e4m3>(v.dtype, text(op_, ": ", operand), []<class T>() {});
+  }
+
+  // A weight [n, k] in any format of quant/weight.h.
   void weight(std::string_view operand, const quant::Weight& w, std::int64_t n, std::int64_t k,
               DType like) const {
+    if (w.data.dtype != DType::f8e4m3) return float_weight(operand, w, n, k, like);
+    shape(operand, w.data, n, k);
+    OSTRO_REQUIRE(w.scale.dtype == DType::f32 && w.scale.rows == 1 && w.scale.cols == n, op_, ": ",
+                  operand, " is ", describe(w.data), " and has a scale ", describe(w.scale),
+                  ", wanted f32 [1,", n, ']');
+    shape("scale", w.scale, 1, n);
+  }
+
+  // A weight [n, k] that is not quantised.
+  void float_weight(std::string_view operand, const quant::Weight& w, std::int64_t n,
+                    std::int64_t k, DType like) const {
     shape(operand, w.data, n, k);
     is_float(operand, w.data);
     dtype_or_f32(operand, w.data, like);
     OSTRO_REQUIRE(!w.scale, op_, ": ", operand, " is ", describe(w.data), " and has a scale ",
                   describe(w.scale));
+  }
+
+  // Activations are rounded for e4m3 weights alone.
+  void activations(Activations a, std::string_view operand, const quant::Weight& w) const {
+    OSTRO_REQUIRE(a == Activations::as_is || w.data.dtype == DType::f8e4m3, op_,
+                  ": activations are rounded to f8e4m3, but ", operand, " is ", describe(w.data));
   }
 
   // An output that must not be another operand.

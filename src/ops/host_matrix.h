@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "quant/e4m3.h"
 #include "quant/weight.h"
 
 namespace ostro::ops {
@@ -16,7 +17,16 @@ class HostMatrix {
       convert(static_cast<const char*>(v.data) + r * v.row_stride * std::int64_t(size_of(v.dtype)),
               v.dtype, values_.data() + r * cols_, DType::f32, std::size_t(cols_));
   }
-  explicit HostMatrix(const quant::Weight& w) : HostMatrix(w.data) {}
+  explicit HostMatrix(const quant::Weight& w) : HostMatrix(w.data) {
+    for (std::int64_t i = 0; w.scale && i < w.n() * w.k(); ++i)
+      values_[std::size_t(i)] *= w.scale.row<const float>(0)[i / w.k()];
+  }
+
+  // Each row as Activations::e4m3_per_token rounds it, by `group` columns.
+  void round_to_e4m3(std::int64_t group) {
+    for (std::int64_t i = 0; cols_ > 0 && i < std::int64_t(values_.size()); i += cols_)
+      quant::e4m3_round(values_.data() + i, cols_, group);
+  }
 
   const float* row(std::int64_t r) const { return values_.data() + r * cols_; }
   float operator()(std::int64_t r, std::int64_t c) const { return row(r)[c]; }
@@ -28,7 +38,7 @@ class HostMatrix {
 
 // v(r, c) = value, rounded to float and then to v's dtype.
 inline void store(const View& v, std::int64_t r, std::int64_t c, double value) {
-  visit_dtype<float, f16, bf16>(v.dtype, "store", [&]<class T>() {
+  visit_dtype<float, f16, bf16, f8e4m3>(v.dtype, "store", [&]<class T>() {
     v.row<T>(r)[c] = from_float<T>(static_cast<float>(value));
   });
 }
@@ -36,7 +46,7 @@ inline void store(const View& v, std::int64_t r, std::int64_t c, double value) {
 // What store() would leave in a matrix of `dtype`, widened again.
 inline float rounded(double value, DType dtype) {
   float result = 0;
-  visit_dtype<float, f16, bf16>(dtype, "rounded", [&]<class T>() {
+  visit_dtype<float, f16, bf16, f8e4m3>(dtype, "rounded", [&]<class T>() {
     result = to_float(from_float<T>(static_cast<float>(value)));
   });
   return result;

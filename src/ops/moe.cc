@@ -41,7 +41,7 @@ void check(const Route& op) {
   const std::int64_t tokens = op.x.rows, experts = op.router.n(), top_k = op.experts.cols;
   contract.shape("x", op.x, tokens, op.x.cols);
   contract.is_float("x", op.x);
-  contract.weight("router", op.router, experts, op.x.cols, op.x.dtype);
+  contract.float_weight("router", op.router, experts, op.x.cols, op.x.dtype);
   contract.shape("experts", op.experts, tokens, top_k);
   contract.dtype("experts", op.experts, DType::i32);
   contract.shape("weights", op.weights, tokens, top_k);
@@ -101,6 +101,9 @@ void check(const ExpertMlp& op) {
     contract.weight("gate", expert.gate, inter, hidden, op.x.dtype);
     contract.weight("up", expert.up, inter, hidden, op.x.dtype);
     contract.weight("down", expert.down, hidden, inter, op.x.dtype);
+    contract.activations(op.activations, "gate", expert.gate);
+    contract.activations(op.activations, "up", expert.up);
+    contract.activations(op.activations, "down", expert.down);
   }
 }
 
@@ -113,11 +116,13 @@ void reference(const ExpertMlp& op) {
   for (const Expert& e : op.local)
     local.push_back({HostMatrix(e.gate), HostMatrix(e.up), HostMatrix(e.down)});
 
-  const HostMatrix x(op.x);
+  const bool e4m3 = op.activations == Activations::e4m3_per_token;
+  HostMatrix x(op.x);
+  if (e4m3) x.round_to_e4m3(op.x.cols);
   const std::int64_t hidden = op.x.cols;
   const std::int64_t inter = op.local.empty() ? 0 : op.local.front().gate.n();
   const std::int64_t top_k = op.experts ? op.experts.cols : 1;
-  // h = silu(gate x) * (up x) in x's dtype.
+  // h = silu(gate x) * (up x), rounded.
   std::vector<float> h(std::size_t(inter), 0.0f);
 
   for (std::int64_t t = 0; t < op.x.rows; ++t) {
@@ -132,8 +137,9 @@ void reference(const ExpertMlp& op) {
       for (std::int64_t i = 0; i < inter; ++i) {
         const double gate = dot(x.row(t), expert.gate.row(i), hidden);
         const double up = dot(x.row(t), expert.up.row(i), hidden);
-        h[std::size_t(i)] = rounded(silu(gate) * up, op.x.dtype);
+        h[std::size_t(i)] = rounded(silu(gate) * up, e4m3 ? DType::f32 : op.x.dtype);
       }
+      if (e4m3) quant::e4m3_round(h.data(), inter, quant::kE4m3Group);
       for (std::int64_t i = 0; i < hidden; ++i)
         y[std::size_t(i)] += weight * dot(expert.down.row(i), h.data(), inter);
     }

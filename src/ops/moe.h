@@ -2,6 +2,7 @@
 
 #include <span>
 
+#include "ops/activations.h"
 #include "quant/weight.h"
 
 namespace ostro::ops {
@@ -12,7 +13,7 @@ namespace ostro::ops {
 //   weights[t, j] = p[experts[t, j]], divided by their sum over j if renormalize
 //
 //   x        [tokens, hidden]   f32|f16|bf16        in
-//   router   [experts, hidden]  as x, or f32        in
+//   router   [experts, hidden]  as x, or f32        in, not quantised
 //   experts  [tokens, top_k]    i32                 out
 //   weights  [tokens, top_k]    f32                 out
 //
@@ -49,10 +50,12 @@ struct Expert {
 //   local    the experts first_expert, first_expert + 1, ... of this rank, perhaps none; all of one
 //            shape; float weights have x's dtype or are f32
 //   y        [tokens, hidden]  f32            out; zero for a token without a local expert
+//   activations                how x and silu(gate) * up are rounded before their products; as_is
+//                              unless the weights are e4m3
 //
 // gate, up and down are summed in f32 or better; silu(gate) * up is rounded to x's dtype before the
-// down projection. Each output is summed in one fixed order whatever the tokens (batch.invariant).
-// tokens = 0 does nothing. Shazeer 2020, arXiv:2002.05202 (SwiGLU).
+// down projection, or as `activations` says. Each output is summed in one fixed order whatever the
+// tokens (batch.invariant). tokens = 0 does nothing. Shazeer 2020, arXiv:2002.05202 (SwiGLU).
 struct ExpertMlp {
   View x;
   View experts;
@@ -60,6 +63,7 @@ struct ExpertMlp {
   std::span<const Expert> local;
   std::int64_t first_expert = 0;
   View y;
+  Activations activations = Activations::as_is;
 };
 
 void check(const ExpertMlp&);

@@ -11,6 +11,7 @@ namespace ostro::quant {
 //
 //   format   data                 scale
 //   float    f32|f16|bf16 [n, k]  none
+//   e4m3     f8e4m3 [n, k]        f32 [1, n]: y[i] = scale[i] * sum_k x[k] data[i, k]; no NaN
 //
 // A new format (docs/adding_a_weight_format.md) adds a row here, its encoder and its decoder.
 struct Weight {

@@ -33,6 +33,31 @@ f16 to_f16(float x) {
   return {std::uint16_t(sign | ((rounded >> 13) - ((127 - 15) << 10)))};
 }
 
+float to_float(f8e4m3 x) {
+  const std::uint32_t sign = std::uint32_t(x.bits & 0x80u) << 24;
+  const std::uint32_t magnitude = x.bits & 0x7fu;
+  if (magnitude == 0x7fu) return std::bit_cast<float>(sign | 0x7fc00000u);
+  // The exponent of a float is biased by 120 more; the product also makes subnormals right.
+  return std::bit_cast<float>(
+      sign | std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude << 20) * 0x1p120f));
+}
+
+f8e4m3 to_f8e4m3(float x) {
+  const auto u = std::bit_cast<std::uint32_t>(x);
+  const std::uint32_t sign = (u >> 24) & 0x80u;
+  const std::uint32_t magnitude = u & 0x7fffffffu;
+  constexpr std::uint32_t kMax = 0x43e00000u;        // 448
+  constexpr std::uint32_t kMinNormal = 0x3c800000u;  // 2^-6
+  // Normal: half a unit is added below bit 20 and the exponent's bias lowered by 120. Subnormal:
+  // adding 2^14 puts the units of 2^-9 at the end of the mantissa, rounded by the FPU.
+  const std::uint32_t capped = magnitude < kMax ? magnitude : kMax;
+  const std::uint32_t normal = ((capped + 0x7ffffu + ((capped >> 20) & 1)) >> 20) - (120u << 3);
+  const std::uint32_t tiny =
+      std::bit_cast<std::uint32_t>(std::bit_cast<float>(capped) + 0x1p14f) - 0x46800000u;
+  const std::uint32_t value = capped < kMinNormal ? tiny : normal;
+  return {std::uint8_t(sign | (magnitude > 0x7f800000u ? 0x7fu : value))};
+}
+
 std::string_view name(DType dtype) {
   switch (dtype) {
     case DType::f32:
@@ -81,8 +106,8 @@ void convert(const void* from, DType from_dtype, void* to, DType to_dtype, std::
     std::memcpy(to, from, elements * size_of(to_dtype));
     return;
   }
-  visit_dtype<float, f16, bf16>(from_dtype, "convert", [&]<class From>() {
-    visit_dtype<float, f16, bf16>(to_dtype, "convert", [&]<class To>() {
+  visit_dtype<float, f16, bf16, f8e4m3>(from_dtype, "convert", [&]<class From>() {
+    visit_dtype<float, f16, bf16, f8e4m3>(to_dtype, "convert", [&]<class To>() {
       const From* source = static_cast<const From*>(from);
       To* target = static_cast<To*>(to);
       for (std::size_t i = 0; i < elements; ++i) target[i] = from_float<To>(to_float(source[i]));

@@ -396,6 +396,11 @@ TEST(PagedAttention, RefusesWhatTheContractDoes) {
   refuses("PagedAttention: query_start is i32 [1,2], wanted [1,3]");
   op.y.device = Device::cuda;
   refuses("PagedAttention: y is on cuda, wanted cpu");
+  op.cache.k.dtype = op.cache.v.dtype = DType::f8e4m3;
+  check(op);
+  op.y.dtype = DType::f8e4m3;
+  op.cache.k.dtype = op.cache.v.dtype = DType::f8e4m3;
+  refuses("PagedAttention: y is f8e4m3 [2,32], wanted bf16");
 }
 
 }  // namespace

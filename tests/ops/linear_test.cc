@@ -178,9 +178,37 @@ TEST(Linear, RefusesWhatTheContractDoes) {
   op.x.dtype = DType::i32;
   expect_error<Unsupported>([&] { check(op); }, "Linear: x has no i32 version");
   op = good;
-  op.w.data.dtype = DType::f8e4m3;
+  op.w.data.dtype = DType::i8;
   expect_error<Unsupported>([&] { check(op); },
-                            "Linear: w has no f8e4m3 version; it has: f32 f16 bf16");
+                            "Linear: w has no i8 version; it has: f32 f16 bf16");
+  op = good;
+  op.activations = Activations::e4m3_per_token;
+  refuses("Linear: activations are rounded to f8e4m3, but w is bf16 [5,8]");
+  Matrix scale(DType::f32, 1, 5);
+  op.w.data.dtype = DType::f8e4m3;
+  op.w.scale = scale.view();
+  op.activations = Activations::e4m3_per_token;
+  check(op);
+  op.w.scale.cols = 4;
+  refuses("Linear: w is f8e4m3 [5,8] and has a scale f32 [1,4], wanted f32 [1,5]");
+  op.w.data.dtype = DType::f8e4m3;
+  refuses("Linear: w is f8e4m3 [5,8] and has a scale f32 [0,0], wanted f32 [1,5]");
+}
+
+// Rows of 448 and 44.8 have the scales 1 and 0.1; 17 lies between the e4m3 numbers 16 and 18.
+TEST(Linear, OfE4m3WeightsIsScaledAndMayRoundItsInput) {
+  Matrix x = Matrix(DType::f32, 2, 2).floats({448, 17, 44.8f, 17});
+  Matrix w = Matrix(DType::f8e4m3, 2, 2).floats({1, 1, 0, 2});
+  Matrix scale = Matrix(DType::f32, 1, 2).floats({0.5f, 3});
+  const quant::Weight weight{.data = w.view(), .scale = scale.view()};
+  Matrix y(DType::f32, 2, 2);
+  reference({.x = x.view(), .w = weight, .y = y.view()});
+  expect_equal(y, Matrix(DType::f32, 2, 2).floats({232.5f, 102, 30.9f, 102}));
+  reference(
+      {.x = x.view(), .w = weight, .y = y.view(), .activations = Activations::e4m3_per_token});
+  // 17 is 16, and 17 / 0.1 is 176.
+  const Matrix want = Matrix(DType::f32, 2, 2).floats({232, 96, 31.2f, 105.6f});
+  expect_near(y, want, [&](std::int64_t t, std::int64_t i) { return 4 * kF32 * want(t, i); });
 }
 
 }  // namespace

@@ -310,7 +310,7 @@ TEST(RotaryAppend, RefusesWhatTheContractDoes) {
   refuses("RotaryAppend: block_table is on cuda, wanted cpu");
   op.cache.k.dtype = op.cache.v.dtype = op.qkv.dtype = DType::i8;
   expect_error<Unsupported>([&] { check(op); },
-                            "RotaryAppend: cache.k has no i8 version; it has: f32 f16 bf16");
+                            "RotaryAppend: cache.k has no i8 version; it has: f32 f16 bf16 f8e4m3");
 }
 
 }  // namespace

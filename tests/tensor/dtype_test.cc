@@ -93,6 +93,53 @@ TYPED_TEST(Rounding, OfSpecialValues) {
         << std::hex << nan;
 }
 
+// E4M3 is not an IEEE format: its largest exponent holds numbers, all but one.
+double decoded_e4m3(unsigned bits) {
+  if ((bits & 0x7f) == 0x7f) return std::nan("");
+  const int exponent = int(bits >> 3) & 15, mantissa = int(bits) & 7;
+  const double sign = bits & 0x80 ? -1 : 1;
+  return exponent == 0 ? sign * std::ldexp(mantissa, -9)
+                       : sign * std::ldexp(8 + mantissa, exponent - 10);
+}
+
+TEST(E4m3, EveryValueIsWidenedExactlyAndComesBack) {
+  for (unsigned bits = 0; bits < 256; ++bits) {
+    const float wide = to_float(f8e4m3{std::uint8_t(bits)});
+    const double want = decoded_e4m3(bits);
+    if (std::isnan(want)) {
+      ASSERT_TRUE(std::isnan(wide)) << bits;
+    } else {
+      ASSERT_EQ(wide, want) << bits;
+    }
+    ASSERT_EQ(std::signbit(wide), bits >= 128) << bits;
+    ASSERT_EQ(to_f8e4m3(wide).bits, bits);
+  }
+  EXPECT_EQ(to_float(f8e4m3{0x7e}), kMaxF8e4m3);
+}
+
+TEST(E4m3, RoundsToTheNearestTiesToEven) {
+  for (unsigned sign : {0u, 0x80u})
+    for (unsigned bits = 0; bits < 0x7e; ++bits) {
+      const auto middle = float((decoded_e4m3(bits) + decoded_e4m3(bits + 1)) / 2);
+      const float s = sign ? -1.0f : 1.0f;
+      const auto rounded = [&](float x) { return to_f8e4m3(s * x).bits; };
+      ASSERT_EQ(rounded(middle), sign | (bits % 2 == 0 ? bits : bits + 1)) << bits;
+      ASSERT_EQ(rounded(std::nextafter(middle, 0.0f)), sign | bits) << bits;
+      ASSERT_EQ(rounded(std::nextafter(middle, kInfinity)), sign | (bits + 1)) << bits;
+    }
+}
+
+TEST(E4m3, SaturatesAndKeepsNan) {
+  for (float x : {448.0f, 448.5f, 464.0f, 480.0f, 1e30f, kInfinity}) {
+    EXPECT_EQ(to_f8e4m3(x).bits, 0x7e) << x;
+    EXPECT_EQ(to_f8e4m3(-x).bits, 0xfe) << x;
+  }
+  EXPECT_EQ(to_f8e4m3(std::numeric_limits<float>::denorm_min()).bits, 0);
+  EXPECT_EQ(to_f8e4m3(-0.0f).bits, 0x80);
+  for (std::uint32_t nan : {0x7f800001u, 0xff800001u, 0x7fc00000u, 0xffffffffu})
+    EXPECT_TRUE(std::isnan(to_float(to_f8e4m3(std::bit_cast<float>(nan))))) << std::hex << nan;
+}
+
 TEST(DType, HasANameASizeAndAKind) {
   EXPECT_EQ(name(DType::bf16), "bf16");
   EXPECT_EQ(name(DType::f8e4m3), "f8e4m3");
@@ -116,7 +163,7 @@ TEST(VisitDType, CallsTheTypeOrNamesTheOnesThereAre) {
 }
 
 TEST(Convert, GoesThroughFloatBetweenAnyTwoFloatTypes) {
-  const std::vector<float> values{0, 1, -2.5f, 1.0f / 3, 65504, 1e-7f, -kInfinity};
+  const std::vector<float> values{0, 1, -2.5f, 1.0f / 3, 65504, 1e-3f, 1e-7f, -kInfinity};
   const auto run = [&]<class From, class To>() {
     std::vector<From> from;
     for (float v : values) from.push_back(from_float<From>(v));
@@ -125,15 +172,16 @@ TEST(Convert, GoesThroughFloatBetweenAnyTwoFloatTypes) {
     for (std::size_t i = 0; i < from.size(); ++i)
       EXPECT_EQ(to_float(to[i]), to_float(from_float<To>(to_float(from[i])))) << i;
   };
-  run.operator()<float, float>();
-  run.operator()<float, f16>();
-  run.operator()<float, bf16>();
-  run.operator()<f16, float>();
-  run.operator()<f16, f16>();
-  run.operator()<f16, bf16>();
-  run.operator()<bf16, float>();
-  run.operator()<bf16, f16>();
-  run.operator()<bf16, bf16>();
+  const auto from_each = [&]<class To>() {
+    run.operator()<float, To>();
+    run.operator()<f16, To>();
+    run.operator()<bf16, To>();
+    run.operator()<f8e4m3, To>();
+  };
+  from_each.operator()<float>();
+  from_each.operator()<f16>();
+  from_each.operator()<bf16>();
+  from_each.operator()<f8e4m3>();
 }
 
 TEST(Convert, CopiesOneTypeToItselfBitForBit) {
@@ -150,7 +198,7 @@ TEST(Convert, NamesTheTypesItHas) {
     convert(&from, DType::i32, &to, DType::f32, 1);
     FAIL();
   } catch (const Unsupported& e) {
-    EXPECT_STREQ(e.what(), "convert has no i32 version; it has: f32 f16 bf16");
+    EXPECT_STREQ(e.what(), "convert has no i32 version; it has: f32 f16 bf16 f8e4m3");
   }
   EXPECT_EQ(to, 7);
 }

@@ -24,6 +24,8 @@ struct Rows {
 
 void CpuBackend::enqueue(const ops::RotaryAppend& op) {
   check_here(op.qkv);
+  OSTRO_SUPPORTED(op.cache.k.dtype == op.qkv.dtype, "RotaryAppend on CPU has no version for a ",
+                  name(op.cache.k.dtype), " cache");
   const std::int64_t head_dim = op.cache.k.cols, kv_heads = op.cache.kv_heads;
   const std::int64_t block_tokens = op.cache.block_tokens;
   const std::int64_t size = std::int64_t(size_of(op.qkv.dtype));
@@ -66,6 +68,8 @@ void CpuBackend::enqueue(const ops::RotaryAppend& op) {
 
 void CpuBackend::enqueue(const ops::PagedAttention& op) {
   check_here(op.y);
+  OSTRO_SUPPORTED(op.cache.k.dtype == op.q.dtype, "PagedAttention on CPU has no version for a ",
+                  name(op.cache.k.dtype), " cache");
   const std::int64_t requests = op.requests.count();
   const std::int64_t kv_heads = op.cache.kv_heads, group = op.heads / kv_heads;
   const std::int64_t head_dim = op.cache.k.cols;

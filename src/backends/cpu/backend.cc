@@ -28,7 +28,9 @@ void* Workspace::reserve_bytes(std::size_t bytes) {
 CpuBackend::CpuBackend(const Options& options)
     : kernels_(choose_kernels(options.isa)),
       threads_(options.threads == 0 ? available_processors() : options.threads),
-      huge_pages_wanted_(options.huge_pages) {
+      huge_pages_wanted_(options.huge_pages),
+      e4m3_activations_(options.emulate_e4m3_activations ? ops::Activations::e4m3_per_token
+                                                         : ops::Activations::as_is) {
   sums_buffer_ = allocate_host(std::size_t(threads_.count()) * 2 * kSumFloats * sizeof(float));
   sums_ = static_cast<float*>(sums_buffer_.data());
 }

@@ -14,6 +14,8 @@ struct Options {
   // Copies weights that lie in a mapped file to huge pages, in the background, where memory is
   // plenty.
   bool huge_pages = true;
+  // Products with e4m3 weights round their activations to f8e4m3 as a GPU does.
+  bool emulate_e4m3_activations = false;
 };
 
 // Throws Unsupported on a processor without AVX2 and FMA.

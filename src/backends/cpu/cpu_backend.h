@@ -50,6 +50,7 @@ class CpuBackend final : public ops::Backend {
   quant::Weight place(const quant::Weight& host) override;
   void copy(const View& from, const View& to) override;
   void wait() override {}
+  ops::Activations e4m3_activations() const override { return e4m3_activations_; }
   Device device() const override { return Device::cpu; }
   std::string description() const override;
   std::size_t free_memory_bytes() const override;
@@ -135,6 +136,7 @@ class CpuBackend final : public ops::Backend {
   const Kernels& kernels_;
   Threads threads_;
   bool huge_pages_wanted_;
+  ops::Activations e4m3_activations_;
   HugePages huge_pages_;
   Buffer sums_buffer_;
   float* sums_ = nullptr;

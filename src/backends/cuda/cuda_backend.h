@@ -30,6 +30,7 @@ class CudaBackend final : public ops::Backend {
   quant::Weight place(const quant::Weight& host) override;
   void copy(const View& from, const View& to) override;
   void wait() override;
+  ops::Activations e4m3_activations() const override { return ops::Activations::e4m3_per_token; }
   Device device() const override { return Device::cuda; }
   std::string description() const override;
   std::size_t free_memory_bytes() const override;

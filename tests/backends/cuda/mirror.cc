@@ -101,6 +101,7 @@ class Mirror final : public Backend {
     std::memcpy(to.data, from.data, from.bytes());
   }
   void wait() override { gpu_->wait(); }
+  Activations e4m3_activations() const override { return gpu_->e4m3_activations(); }
   Device device() const override { return Device::cpu; }
   std::string description() const override { return gpu_->description(); }
   std::size_t free_memory_bytes() const override { return gpu_->free_memory_bytes(); }
@@ -125,7 +126,7 @@ class Mirror final : public Backend {
   }
   void enqueue(const Linear& op) override {
     Operands on(*gpu_, rows_);
-    run(on, Linear{on.in(op.x), on.in(op.w), on.out(op.y)});
+    run(on, Linear{on.in(op.x), on.in(op.w), on.out(op.y), op.activations});
   }
   void enqueue(const RotaryAngles& op) override {
     Operands on(*gpu_, rows_);
@@ -152,7 +153,7 @@ class Mirror final : public Backend {
     std::vector<Expert> local;
     for (const Expert& e : op.local) local.push_back({on.in(e.gate), on.in(e.up), on.in(e.down)});
     run(on, ExpertMlp{on.in(op.x), on.in(op.experts), on.in(op.weights), local, op.first_expert,
-                      on.out(op.y)});
+                      on.out(op.y), op.activations});
   }
 
  private:
