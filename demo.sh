@@ -4,7 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-ostro=build/cpu/bin/ostro
+# On a GPU, where there is one and a compiler for it.
+preset=cpu
+if command -v nvcc >/dev/null && nvidia-smi -L 2>/dev/null | grep -q ^GPU; then preset=cuda; fi
+ostro=build/$preset/bin/ostro
 model=models/tiny-mixtral
 engine=engines/tiny-mixtral
 
@@ -20,19 +23,19 @@ run() {
 tools/deps.sh
 
 # A build folder that came along with a copied or moved tree is of no use here.
-if [ -e build/cpu/CMakeCache.txt ] &&
-   ! grep -qxF "CMAKE_HOME_DIRECTORY:INTERNAL=$PWD" build/cpu/CMakeCache.txt; then
-  rm -rf build/cpu
+if [ -e build/$preset/CMakeCache.txt ] &&
+   ! grep -qxF "CMAKE_HOME_DIRECTORY:INTERNAL=$PWD" build/$preset/CMakeCache.txt; then
+  rm -rf build/$preset
 fi
-if [ ! -e build/cpu/build.ninja ]; then
+if [ ! -e build/$preset/build.ninja ]; then
   echo "Configuring (log: build/configure.log)"
   mkdir -p build
-  cmake --preset cpu >build/configure.log 2>&1 || { tail -n 30 build/configure.log >&2; exit 1; }
+  cmake --preset $preset >build/configure.log 2>&1 || { tail -n 30 build/configure.log >&2; exit 1; }
   echo "Compiling ostro with $(nproc) processes"
 fi
 quiet=(--quiet)
 [ -t 1 ] && quiet=()
-ninja -C build/cpu -j "$(nproc)" "${quiet[@]}" ostro
+ninja -C build/$preset -j "$(nproc)" "${quiet[@]}" ostro
 
 # An engine older than the program may be of an older format: building it takes a second.
 if [ ! -e $engine/config.json ] || [ $ostro -nt $engine/config.json ]; then

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds everything for the CPU and runs the checks and tests.
 #
-#   ./test.sh           what every change has to pass: no GPU needed
+#   ./test.sh           what every change has to pass: no GPU needed. The CUDA code is compiled and
+#                       linked where nvcc is, and its tests run where a GPU is
 #   ./test.sh --slow    and the slow tests, AddressSanitizer, ThreadSanitizer, each fuzz target for
 #                       60 s, and a comparison with Hugging Face transformers
 #
@@ -13,7 +14,7 @@ slow=0
 for arg in "$@"; do
   case $arg in
     --slow) slow=1 ;;
-    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "test.sh: unknown argument '$arg' (known: --slow)" >&2; exit 2 ;;
   esac
 done
@@ -121,6 +122,13 @@ transformers_compare() {
   $python tools/make_goldens.py --check && $python tools/compare_transformers.py build/cpu/bin/ostro
 }
 
+# What the CUDA backend adds, and the program with it; no GPU is needed to compile and link. Objects
+# that the CPU build has come from ccache.
+cuda_build() {
+  configure cuda &&
+    cmake --build build/cuda -j "$jobs" --target ostro gpu_tests backends_cuda_plan_test
+}
+
 deps_options=()
 [ $slow = 0 ] || deps_options=(--slow)
 stage packages tools/deps.sh "${deps_options[@]}" || finish
@@ -136,6 +144,14 @@ exclude='slow|gpu'
 [ $slow = 0 ] || exclude=gpu
 tests_ran=1
 stage tests run_ctest cpu -LE "$exclude"
+
+if command -v nvcc >/dev/null; then
+  stage 'cuda build' cuda_build && stage 'cuda tests' run_ctest cuda -R '^(backends\.cuda|gpu)\.'
+else
+  line='cuda build             left out: there is no nvcc here (CUDA 13 has it)'
+  echo "$line"
+  summary+=("$line")
+fi
 
 if [ $slow = 1 ]; then
   for preset in asan tsan; do
