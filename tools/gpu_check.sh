@@ -49,7 +49,7 @@ if wanted ops; then
 fi
 
 if wanted sanitize && command -v compute-sanitizer >/dev/null; then
-  for family in attention draw embed linear moe norm rotary; do
+  for family in attention draw embed linear moe norm rotary sample; do
     step "memcheck_$family" 300 compute-sanitizer --error-exitcode 9 --print-limit 5 \
       "$build/bin/gpu_ops_${family}_test"
   done

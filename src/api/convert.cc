@@ -61,13 +61,13 @@ engine::EngineOptions to_engine(const ExecutorConfig& config) {
           .block_reuse = config.kv_cache.block_reuse};
 }
 
-engine::RankOptions rank_options(const ExecutorConfig& config, std::int64_t ranks_on_host) {
+engine::RankOptions rank_options(const ExecutorConfig& config, std::int64_t ranks_on_device) {
   return {.max_batch_size = config.max_batch_size,
           .max_num_tokens = config.max_num_tokens,
           .max_logit_rows = config.max_logit_rows,
           .kv_cache_tokens = config.kv_cache.max_tokens,
           .kv_cache_free_fraction = config.kv_cache.free_memory_fraction,
-          .ranks_on_host = int(ranks_on_host)};
+          .ranks_on_device = int(ranks_on_device)};
 }
 
 FinishReason to_public(engine::Finish finish) {

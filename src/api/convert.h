@@ -8,7 +8,7 @@ namespace ostro::api {
 
 engine::Request to_engine(Request);
 engine::EngineOptions to_engine(const ExecutorConfig&);
-engine::RankOptions rank_options(const ExecutorConfig&, std::int64_t ranks_on_host);
+engine::RankOptions rank_options(const ExecutorConfig&, std::int64_t ranks_on_device);
 
 FinishReason to_public(engine::Finish);
 ModelInfo model_info(const model::ModelConfig&, bool dummy);

@@ -6,12 +6,14 @@ namespace ostro::api {
 
 bool built_with_cuda() { return true; }
 
-std::unique_ptr<ops::Backend> make_cuda_backend() { return cuda::make_backend(); }
+int cuda_devices() { return cuda::device_count(); }
 
-std::unique_ptr<ops::Backend> find_cuda_backend(const Log& log) {
+std::unique_ptr<ops::Backend> make_cuda_backend(int device) { return cuda::make_backend(device); }
+
+std::unique_ptr<ops::Backend> find_cuda_backend(const Log& log, int device) {
   if (cuda::device_count() == 0) return nullptr;
   try {
-    return cuda::make_backend();
+    return cuda::make_backend(device);
   } catch (const Unsupported& e) {
     log.warning("the GPU is not used: ", e.what());
     return nullptr;

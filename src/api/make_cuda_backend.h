@@ -10,11 +10,12 @@
 namespace ostro::api {
 
 bool built_with_cuda();
+int cuda_devices();  // GPUs that this process may use
 
-// The first GPU. Throws Unsupported where it cannot be used, and in a build without CUDA.
-std::unique_ptr<ops::Backend> make_cuda_backend();
+// A GPU. Throws Unsupported where it cannot be used, and in a build without CUDA.
+std::unique_ptr<ops::Backend> make_cuda_backend(int device = 0);
 
-// The first GPU, or null; the log says why a GPU that is there is not used.
-std::unique_ptr<ops::Backend> find_cuda_backend(const Log& log);
+// A GPU, or null; the log says why a GPU that is there is not used.
+std::unique_ptr<ops::Backend> find_cuda_backend(const Log& log, int device = 0);
 
 }  // namespace ostro::api

@@ -4,10 +4,12 @@ namespace ostro::api {
 
 bool built_with_cuda() { return false; }
 
-std::unique_ptr<ops::Backend> make_cuda_backend() {
+int cuda_devices() { return 0; }
+
+std::unique_ptr<ops::Backend> make_cuda_backend(int) {
   OSTRO_THROW(Unsupported, "this build has no CUDA backend; it has: cpu");
 }
 
-std::unique_ptr<ops::Backend> find_cuda_backend(const Log&) { return nullptr; }
+std::unique_ptr<ops::Backend> find_cuda_backend(const Log&, int) { return nullptr; }
 
 }  // namespace ostro::api

@@ -81,18 +81,35 @@ void check_device(const std::string& device) {
                   "this build has no CUDA backend; it has: cpu");
 }
 
-// What --device asks for. The ranks' collectives take host memory: auto is a GPU for one rank
-// alone.
-std::unique_ptr<ops::Backend> make_backend(const RuntimeFlags& flags, std::int64_t ranks, int cores,
-                                           const Log& log) {
+// A rank's device, and how many ranks share it.
+struct DeviceOfRank {
+  std::unique_ptr<ops::Backend> backend;
+  int ranks = 1;
+};
+
+// What --device asks for: the ranks of a host take its GPUs in turn.
+DeviceOfRank make_backend(const RuntimeFlags& flags, const comm::World& world, const Log& log) {
+  const int here = world.ranks_on_this_host();
+  const int gpus = flags.device == "cpu" ? 0 : api::cuda_devices();
+  const bool enough = here <= gpus || flags.share_gpus;
   if (flags.device == "cuda") {
-    OSTRO_SUPPORTED(ranks == 1, "--device cuda runs one rank, the engine has ", ranks);
-    return api::make_cuda_backend();
+    OSTRO_REQUIRE(gpus == 0 || enough, here, " ranks are on this host, which has ", gpus,
+                  gpus == 1 ? " GPU" : " GPUs", "; --share_gpus lets ranks share one");
+  } else if (gpus > 0 && !enough) {
+    log.warning("the GPUs are not used: this host has ", gpus, " for ", here, " ranks");
   }
-  if (flags.device == "auto" && ranks == 1) {
-    if (auto gpu = api::find_cuda_backend(log)) return gpu;
-  }
-  return cpu::make_backend({.threads = flags.threads > 0 ? flags.threads : cores, .isa = "auto"});
+  const int device = gpus > 0 ? world.rank_on_this_host() % gpus : 0;
+  DeviceOfRank d;
+  if (flags.device == "cuda")
+    d.backend = api::make_cuda_backend(device);
+  else if (gpus > 0 && enough)
+    d.backend = api::find_cuda_backend(log, device);
+  d.ranks = d.backend ? int(ceil_div(here, std::max(gpus, 1))) : here;
+  const int cores = cores_of_rank(world);
+  if (!d.backend)
+    d.backend =
+        cpu::make_backend({.threads = flags.threads > 0 ? flags.threads : cores, .isa = "auto"});
+  return d;
 }
 
 void check_shape(const RuntimeFlags& flags) {
@@ -138,22 +155,21 @@ std::unique_ptr<comm::World> join_ranks(int wanted) {
 void run_rank(const RuntimeFlags& flags, std::int64_t max_logit_rows, model::WeightSource& weights,
               const model::EngineConfig& config, const model::Mapping& mapping, comm::World& world,
               const Log& log, const std::function<void(Session&)>& lead) {
-  const int here = world.ranks_on_this_host();
-  const int cores = cores_of_rank(world);
-  const auto backend = make_backend(flags, mapping.ranks(), cores, log);
-  engine::Rank rank(weights, config, mapping, *backend, world.communicator(),
+  const DeviceOfRank device = make_backend(flags, world, log);
+  engine::Rank rank(weights, config, mapping, *device.backend, world.communicator(),
                     {.max_batch_size = flags.max_batch_size,
                      .max_num_tokens = flags.max_num_tokens,
                      .max_logit_rows = max_logit_rows,
                      .kv_cache_tokens = flags.kv_tokens,
                      .kv_cache_free_fraction = flags.kv_fraction,
-                     .ranks_on_host = here},
+                     .ranks_on_device = device.ranks,
+                     .record_steps = flags.cuda_graphs},
                     log);
   if (!rank.leads()) {
     rank.follow();
     return;
   }
-  Session session{config, rank, *backend, log};
+  Session session{config, rank, *device.backend, log};
   lead(session);
   rank.end();
 }
@@ -171,6 +187,7 @@ void RuntimeFlags::add(CLI::App& app) {
       ->group("Shape with --dummy_weights (default: LLaMA-7B)");
   app.add_option("--device", device, "auto (a GPU if there is one), cpu or cuda")
       ->capture_default_str();
+  app.add_flag("--share_gpus", share_gpus, "ranks of a host may share its GPUs");
   app.add_option("--tp_size", tp_size, "tensor-parallel ranks; default: the engine's");
   app.add_option("--pp_size", pp_size, "pipeline stages; default: the engine's");
   app.add_option("--threads", threads,
@@ -184,6 +201,9 @@ void RuntimeFlags::add(CLI::App& app) {
       "part of the free memory for the KV cache; default: 0.9 of a GPU's, 0.5 of a CPU's");
   app.add_option("--max_tokens_in_paged_kv_cache", kv_tokens,
                  "tokens in the KV cache; default: as many as fit");
+  app.add_option("--cuda_graphs", cuda_graphs,
+                 "replay decode steps on a GPU as graphs, one rank only; the results are the same")
+      ->capture_default_str();
   log.add(app, "error");
 }
 

@@ -22,6 +22,8 @@ struct RuntimeFlags {
   std::int64_t max_num_tokens = 0;
   double kv_fraction = 0;
   std::int64_t kv_tokens = 0;
+  bool cuda_graphs = true;
+  bool share_gpus = false;
   LogFlag log;
 
   void add(CLI::App& app);

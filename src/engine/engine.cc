@@ -124,7 +124,24 @@ Usage Engine::usage(RequestId id) const {
   return usage;
 }
 
-model::Step Engine::assemble(const std::vector<sched::Share>& shares) const {
+bool Engine::tells_prompt(const sched::Share& share, const Active& active) const {
+  const Request& r = active.request;
+  return (r.prompt_logits || r.prompt_log_probs) && share.id == active.first &&
+         share.begin < std::int64_t(r.prompt.size()) && active.output[0].empty();
+}
+
+Engine::Use Engine::use_of(const sched::Share& share, const Active& active) const {
+  const Request& r = active.request;
+  const bool chooses = share.last_of_prompt && share.logits > 0 && r.max_new_tokens > 0;
+  const bool by_host = has_rules(r.sampling) || r.logits || r.alternatives > ops::kMostAlternatives;
+  return {.host_rows = tells_prompt(share, active) ? share.logits
+                       : chooses && by_host        ? 1
+                                                   : 0,
+          .sampled = chooses && !by_host};
+}
+
+model::Step Engine::assemble(Launched& launched) const {
+  const std::vector<sched::Share>& shares = launched.shares;
   model::Step step;
   step.query_start.push_back(0);
   std::size_t blocks_each = 0;
@@ -144,6 +161,20 @@ model::Step Engine::assemble(const std::vector<sched::Share>& shares) const {
         std::int32_t(rope_tokens(sequence.prompt_tokens, sequence.max_new_tokens)));
     for (std::int64_t i = s.count - s.logits; i < s.count; ++i)
       step.logit_rows.push_back(std::int32_t(std::int64_t(step.ids.size()) - s.count + i));
+    const Active& active = active_.at(request_of_.at(s.id));
+    const Use use = launched.uses.emplace_back(use_of(s, active));
+    const auto rows = std::int32_t(step.logit_rows.size());
+    for (auto row = rows - std::int32_t(use.host_rows); row < rows; ++row)
+      step.host_rows.push_back(row);
+    if (!use.sampled) continue;
+    const Request& r = active.request;
+    const auto i = std::int32_t(s.id - active.first);
+    ops::SampleSettings settings = settings_of(r.sampling, sequence_seed(r.sampling.seed, i),
+                                               std::int64_t(active.output[std::size_t(i)].size()));
+    settings.row = rows - 1;
+    settings.log_prob = r.log_probs;
+    settings.alternatives = r.alternatives;
+    step.add_sample(settings);
   }
   return step;
 }
@@ -168,38 +199,51 @@ std::vector<Event> Engine::step() {
 
 // False if nothing can be computed now.
 bool Engine::launch() {
-  Launched next{.shares = scheduler_.next(), .prompt_tokens = 0};
+  Launched next{.shares = scheduler_.next(), .uses = {}, .prompt_tokens = 0};
   if (next.shares.empty()) return false;
   for (const sched::Share& share : next.shares)
     if (share.begin < scheduler_.sequence(share.id).prompt_tokens)
       next.prompt_tokens += share.count;
   mark_started(next.shares);
-  rank_.launch(assemble(next.shares));
+  rank_.launch(assemble(next));
   launched_.push_back(std::move(next));
   return true;
 }
 
 std::vector<Event> Engine::collect() {
-  const View logits = rank_.collect();
+  const StepResult result = rank_.collect();
+  const ops::SampleOutputs chosen =
+      result.chosen.rows > 0 ? ops::cut_outputs(result.chosen) : ops::SampleOutputs{};
   const Launched done = std::move(launched_.front());
   launched_.pop_front();
   report_.sequences = std::int64_t(done.shares.size());
   report_.prompt_tokens = done.prompt_tokens;
 
   std::vector<Event> events;
-  std::int64_t row = 0;
-  for (const sched::Share& share : done.shares) {
-    const Range rows{row, row + share.logits};
-    row = rows.end;
+  std::int64_t host_row = 0, sample = 0;
+  for (std::size_t i = 0; i < done.shares.size(); ++i) {
+    const sched::Share& share = done.shares[i];
+    const Use& use = done.uses[i];
+    const Range rows{host_row, host_row + use.host_rows};
+    host_row = rows.end;
+    sample += use.sampled;
     const auto request = request_of_.find(share.id);  // gone if it was cancelled meanwhile
-    if (rows.size() == 0 || request == request_of_.end()) continue;
+    if (share.logits == 0 || request == request_of_.end()) continue;
     const RequestId id = request->second;
     Active& active = active_.at(id);
     Event event;
     event.id = id;
     event.sequence = std::int32_t(share.id - active.first);
-    tell_prompt(share, active, logits.rows_of(rows), event);
-    if (share.last_of_prompt) choose_token(share, active, row_of(logits, rows.end - 1), event);
+    if (tells_prompt(share, active)) tell_prompt(active, result.logits.rows_of(rows), event);
+    if (use.sampled) {
+      take_token(chosen, sample - 1, active, event);
+      add_token(share, active, event);
+    } else if (share.last_of_prompt && active.request.max_new_tokens == 0) {
+      event.finish = Finish::length;
+    } else if (share.last_of_prompt) {
+      choose_token(share, active, row_of(result.logits, rows.end - 1), event);
+      add_token(share, active, event);
+    }
     if (event.has_token) ++report_.output_tokens;
     if (event.finish != Finish::none) end_sequence(share.id, active);
     event.last = active.open == 0;
@@ -211,11 +255,8 @@ std::vector<Event> Engine::collect() {
 }
 
 // Row i of a share's logits follows prompt token end - rows + i.
-void Engine::tell_prompt(const sched::Share& share, Active& active, View rows, Event& event) const {
+void Engine::tell_prompt(Active& active, View rows, Event& event) const {
   const Request& request = active.request;
-  if (share.id != active.first || share.begin >= std::int64_t(request.prompt.size()) ||
-      !active.output[0].empty())
-    return;
   for (std::int64_t i = 0; i < rows.rows; ++i) {
     const std::span<const float> logits = row_of(rows, i);
     if (request.prompt_logits)
@@ -227,28 +268,42 @@ void Engine::tell_prompt(const sched::Share& share, Active& active, View rows, E
   }
 }
 
+// What this host alone can choose.
 void Engine::choose_token(const sched::Share& share, Active& active, std::span<const float> logits,
                           Event& event) {
   const Request& request = active.request;
-  if (request.max_new_tokens == 0) {
-    event.finish = Finish::length;
-    return;
-  }
-  std::vector<std::int32_t>& output = active.output[std::size_t(event.sequence)];
-  const auto generated = std::int64_t(output.size());
+  const auto generated = std::int64_t(active.output[std::size_t(event.sequence)].size());
   std::span<const float> ruled = logits;
   if (has_rules(request.sampling))
     ruled = rules_.apply(logits, request.sampling, request.end_ids,
                          scheduler_.sequence(share.id).tokens, request.prompt.size());
-  event.has_token = true;
   event.token = sampler_.token(ruled, request.sampling,
                                sequence_seed(request.sampling.seed, event.sequence), generated);
-  output.push_back(event.token);
-  ++active.usage.output_tokens;
   if (request.log_probs) event.log_prob = log_prob(logits, event.token);
   if (request.alternatives > 0) event.alternatives = most_likely(logits, request.alternatives);
   if (request.logits) event.logits.assign(logits.begin(), logits.end());
+}
 
+// What the backend has chosen.
+void Engine::take_token(const ops::SampleOutputs& chosen, std::int64_t row, const Active& active,
+                        Event& event) const {
+  event.token = *chosen.tokens.row<const std::int32_t>(row);
+  OSTRO_CHECK(event.token >= 0, "no finite logit among ", config_.vocab);
+  if (active.request.log_probs) event.log_prob = *chosen.log_probs.row<const float>(row);
+  for (std::int64_t i = 0; i < active.request.alternatives; ++i) {
+    const std::int32_t token = chosen.best.row<const std::int32_t>(row)[i];
+    if (token >= 0)
+      event.alternatives.push_back({token, chosen.best_log_probs.row<const float>(row)[i]});
+  }
+}
+
+void Engine::add_token(const sched::Share& share, Active& active, Event& event) {
+  const Request& request = active.request;
+  std::vector<std::int32_t>& output = active.output[std::size_t(event.sequence)];
+  const auto generated = std::int64_t(output.size());
+  event.has_token = true;
+  output.push_back(event.token);
+  ++active.usage.output_tokens;
   const bool at_end = std::ranges::find(request.end_ids, event.token) != request.end_ids.end();
   const std::ptrdiff_t stop = generated + 1 < request.sampling.min_tokens
                                   ? -1

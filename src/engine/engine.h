@@ -72,17 +72,27 @@ class Engine {
     bool started = false;
   };
 
+  // Where the logits of a share are looked at: only what a backend cannot do comes to the host.
+  struct Use {
+    std::int64_t host_rows = 0;  // the last so many
+    bool sampled = false;        // by ops::Sample
+  };
   // A step in flight.
   struct Launched {
     std::vector<sched::Share> shares;
+    std::vector<Use> uses;  // of the shares
     std::int64_t prompt_tokens = 0;
   };
 
   bool launch();
   std::vector<Event> collect();
-  model::Step assemble(const std::vector<sched::Share>&) const;
-  void tell_prompt(const sched::Share&, Active&, View rows, Event&) const;
+  model::Step assemble(Launched&) const;
+  Use use_of(const sched::Share&, const Active&) const;
+  bool tells_prompt(const sched::Share&, const Active&) const;
+  void tell_prompt(Active&, View rows, Event&) const;
   void choose_token(const sched::Share&, Active&, std::span<const float> logits, Event&);
+  void take_token(const ops::SampleOutputs&, std::int64_t row, const Active&, Event&) const;
+  void add_token(const sched::Share&, Active&, Event&);
   void end_sequence(sched::SequenceId, Active&);
   void mark_started(const std::vector<sched::Share>&);
 

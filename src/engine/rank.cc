@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "engine/staged_communicator.h"
 
 namespace ostro::engine {
 namespace {
@@ -34,10 +35,19 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
   const model::RankShape shape = model::shape_of(config.model, mapping, rank);
   tp_ = world.split(int(shape.stage), int(shape.tp_rank));
   pp_ = world.split(int(shape.tp_rank), int(shape.stage));
+  if (backend.device() != Device::cpu) {
+    tp_ = make_staged(std::move(tp_), backend);
+    pp_ = make_staged(std::move(pp_), backend);
+  }
 
   const Stopwatch watch;
   model::Weights weights = model::load_weights(source, config.model, mapping, rank, backend);
-  log.info("rank ", rank, ": weights placed in ", watch.seconds(), " s on ", backend.description());
+  backend.wait();
+  const double seconds = watch.seconds();
+  log.info("rank ", rank, ": ", gigabytes(std::int64_t(weights.bytes)), " of weights placed in ",
+           seconds, " s (",
+           gigabytes(std::int64_t(double(weights.bytes) / std::max(seconds, 1e-9))), "/s) on ",
+           backend.description());
 
   const bool cpu = backend.device() == Device::cpu;
   // A CPU takes fewer rows at once unless told: its steps are limited by arithmetic long before.
@@ -54,6 +64,7 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
   limits_.logit_rows = std::max(limits_.requests, options.max_logit_rows);
   limits_.block_tokens = built.tokens_per_block;
   limits_.context = config.model.context;
+  limits_.record_steps = options.record_steps;
 
   const std::int64_t block_bytes =
       model::kv_bytes_per_token(config.model, mapping, rank) * limits_.block_tokens;
@@ -65,8 +76,9 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
     const double fraction = options.kv_cache_free_fraction > 0 ? options.kv_cache_free_fraction
                             : cpu                              ? 0.5
                                                                : 0.9;
-    const double room = double(backend.free_memory_bytes()) * fraction /
-                        (cpu ? std::max(options.ranks_on_host, 1) : 1);
+    world.barrier();  // every rank's weights are placed
+    const double room =
+        double(backend.free_memory_bytes()) * fraction / std::max(options.ranks_on_device, 1);
     blocks = std::min(blocks, std::int64_t(room / double(block_bytes)));
   }
   limits_.kv_blocks = least(world, blocks);
@@ -80,26 +92,48 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
   model_ = std::make_unique<model::Model>(config.model, mapping, rank, std::move(weights), limits_,
                                           backend, model::RankGroups{tp_.get(), pp_.get()});
   hands_over_ = shape.last_stage && shape.tp_rank == 0;
-  if (backend.device() != Device::cpu || (leads() && !hands_over_))
-    if (leads() || hands_over_)
-      host_logits_ = allocate_host(std::size_t(limits_.logit_rows * vocab_) * sizeof(float));
+  if (!leads() && !hands_over_) return;
+  host_logits_ = allocate_host(std::size_t(limits_.logit_rows * vocab_) * sizeof(float));
+  host_chosen_ = allocate_host(std::size_t(limits_.logit_rows) * sizeof(std::int32_t) *
+                               std::size_t(ops::sample_output_words(ops::kMostAlternatives)));
 }
 
-// This rank's part of a step. What of the logits is for rank 0 is under way to it, or in logits_.
-void Rank::run(const model::Step& step) {
-  View logits = model_->forward(step);
-  const auto rows = std::int64_t(step.logit_rows.size());
-  if (logits && logits.device != Device::cpu && host_logits_.bytes() > 0) {
-    const View host = host_logits_.view(DType::f32, rows, vocab_);
-    backend_.copy(logits, host);
-    logits = host;
+// The wanted rows of `logits`, a run of neighbours at a time; where they are, if that is the host
+// and these are all.
+View Rank::rows_on_host(const View& logits, const std::vector<std::int32_t>& rows) {
+  const auto count = std::int64_t(rows.size());
+  if (!logits || count == 0) return {};
+  if (logits.device == Device::cpu && count == logits.rows) return logits;
+  const View host = host_logits_.view(DType::f32, count, vocab_);
+  for (std::int64_t i = 0; i < count;) {
+    const std::int64_t first = rows[std::size_t(i)];
+    std::int64_t n = 1;
+    while (i + n < count && rows[std::size_t(i + n)] == first + n) ++n;
+    backend_.copy(logits.rows_of({first, first + n}), host.rows_of({i, i + n}));
+    i += n;
   }
+  return host;
+}
+
+View Rank::on_host(const View& chosen) {
+  if (chosen.rows == 0 || chosen.device == Device::cpu) return chosen;
+  const View host = host_chosen_.view(DType::i32, chosen.rows, chosen.cols);
+  backend_.copy(chosen, host);
+  return host;
+}
+
+// This rank's part of a step. What rank 0 wants of it is under way to it, or in result_.
+void Rank::run(const model::Step& step) {
+  const model::StepOutput output = model_->forward(step);
+  StepResult result;
+  if (hands_over_) result = {rows_on_host(output.logits, step.host_rows), on_host(output.chosen)};
   if (leads()) {
-    logits_ = logits;
+    result_ = result;
     return;
   }
   backend_.wait();
-  if (rows > 0 && hands_over_) pp_->send(logits, 0);
+  if (result.logits.rows > 0) pp_->send(result.logits, 0);
+  if (result.chosen.rows > 0) pp_->send(result.chosen, 0);
 }
 
 void Rank::launch(model::Step step) {
@@ -114,16 +148,24 @@ void Rank::launch(model::Step step) {
   run(launched_.back());
 }
 
-View Rank::collect() {
+StepResult Rank::collect() {
   OSTRO_CHECK(in_flight() > 0, "no step is in flight");
   backend_.wait();
-  const auto rows = std::int64_t(launched_.front().logit_rows.size());
+  const model::Step step = std::move(launched_.front());
   launched_.pop_front();
-  if (mapping_.pp == 1) return logits_;
-  if (rows == 0) return {};
-  const View host = host_logits_.view(DType::f32, rows, vocab_);
-  pp_->receive(host, int(mapping_.pp) - 1);
-  return host;
+  if (mapping_.pp == 1) return result_;
+  StepResult result;
+  const int last = int(mapping_.pp) - 1;
+  if (!step.host_rows.empty()) {
+    result.logits = host_logits_.view(DType::f32, std::int64_t(step.host_rows.size()), vocab_);
+    pp_->receive(result.logits, last);
+  }
+  if (step.sample_rows() > 0) {
+    result.chosen = host_chosen_.view(DType::i32, step.sample_rows(),
+                                      ops::sample_output_words(step.most_alternatives()));
+    pp_->receive(result.chosen, last);
+  }
+  return result;
 }
 
 void Rank::follow() {

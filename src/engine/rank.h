@@ -18,7 +18,14 @@ struct RankOptions {
   std::int64_t max_logit_rows = 0;    // 0: as many as requests
   std::int64_t kv_cache_tokens = 0;   // 0: as much as fits
   double kv_cache_free_fraction = 0;  // of the device's free memory; 0: 0.5 on a CPU, else 0.9
-  int ranks_on_host = 1;              // that share the memory of a CPU
+  int ranks_on_device = 1;            // that share the memory of one GPU, or of a host's CPU
+  bool record_steps = true;           // on a GPU: decode steps as CUDA graphs
+};
+
+// What rank 0 gets of a step, on the host.
+struct StepResult {
+  View logits;  // [host_rows, vocab] f32
+  View chosen;  // [samples, ops::sample_output_words(most alternatives)] i32: ops::cut_outputs()
 };
 
 class Rank {
@@ -32,9 +39,9 @@ class Rank {
   // Rank 0: sends the step to the other ranks and begins it; on a device, returns while it runs.
   // At most depth() steps may be in flight.
   void launch(model::Step);
-  // Rank 0: ends the oldest step in flight. Returns the logits of its wanted rows on the host,
-  // [logit_rows, vocab] f32, valid until the next launch() or collect().
-  View collect();
+  // Rank 0: ends the oldest step in flight. The result is valid until the next launch() or
+  // collect().
+  StepResult collect();
   int depth() const { return 1; }
   int in_flight() const { return int(launched_.size()); }
 
@@ -48,6 +55,8 @@ class Rank {
 
  private:
   void run(const model::Step&);
+  View rows_on_host(const View& logits, const std::vector<std::int32_t>& rows);
+  View on_host(const View& chosen);
 
   ops::Backend& backend_;
   comm::Communicator& world_;
@@ -55,11 +64,11 @@ class Rank {
   std::unique_ptr<comm::Communicator> tp_;
   std::unique_ptr<comm::Communicator> pp_;
   model::StepLimits limits_;
-  Buffer host_logits_;
-  View logits_;                       // of the step that ran last, where no other rank has them
+  Buffer host_logits_, host_chosen_;
+  StepResult result_;                 // of the step that ran last, where no other rank has it
   std::deque<model::Step> launched_;  // that are not collected
   std::int64_t vocab_ = 0;
-  bool hands_over_ = false;  // the logits to rank 0
+  bool hands_over_ = false;  // the result to rank 0
   std::unique_ptr<model::Model> model_;
 };
 

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "ops/sample.h"
+
 namespace ostro::engine {
 
 using RequestId = std::int64_t;
@@ -58,10 +60,7 @@ struct Request {
 
 enum class Finish { none, length, end_id, cancelled, stop };
 
-struct TokenLogProb {
-  std::int32_t token = 0;
-  float log_prob = 0;
-};
+using TokenLogProb = ops::Likely;
 
 // What the whole request cost; complete with its last event.
 struct Usage {

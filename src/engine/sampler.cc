@@ -1,8 +1,6 @@
 #include "engine/sampler.h"
 
-#include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "base/error.h"
 
@@ -14,20 +12,6 @@ std::uint64_t mix(std::uint64_t z) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
-}
-
-// A uniform number in [0, 1) from a seed and a counter.
-double uniform(std::uint64_t seed, std::uint64_t counter) {
-  const std::uint64_t bits = mix(mix(seed + 0x9e3779b97f4a7c15u) + counter * 0x9e3779b97f4a7c15u);
-  return double(bits >> 11) * 0x1p-53;
-}
-
-// log(sum of exp(x - most)).
-double log_sum(std::span<const float> logits, float most) {
-  double sum = 0;
-  for (float x : logits)
-    if (x == x) sum += std::exp(double(x) - most);
-  return std::log(sum);
 }
 
 void check_ids(std::span<const std::int32_t> ids, const char* what, std::int64_t vocab) {
@@ -62,28 +46,9 @@ void check(const Sampling& s, std::int64_t vocab) {
   for (const auto& word : s.bad_words) check_ids(word, "a bad word", vocab);
 }
 
-float log_prob(std::span<const float> logits, std::int32_t token) {
-  const float most = logits[std::size_t(argmax(logits))];
-  return float(double(logits[std::size_t(token)]) - most - log_sum(logits, most));
-}
-
-std::vector<TokenLogProb> most_likely(std::span<const float> logits, std::int32_t k) {
-  std::vector<std::int32_t> order;
-  order.reserve(logits.size());
-  for (std::size_t i = 0; i < logits.size(); ++i)
-    if (logits[i] == logits[i]) order.push_back(std::int32_t(i));
-  const auto keep = std::min(order.size(), std::size_t(std::max(k, 0)));
-  if (keep == 0) return {};
-  std::partial_sort(order.begin(), order.begin() + std::ptrdiff_t(keep), order.end(),
-                    [&](std::int32_t a, std::int32_t b) {
-                      const float x = logits[std::size_t(a)], y = logits[std::size_t(b)];
-                      return x != y ? x > y : a < b;
-                    });
-  const float most = logits[std::size_t(order[0])];
-  const double norm = log_sum(logits, most);
-  std::vector<TokenLogProb> best;
-  for (std::size_t i = 0; i < keep; ++i)
-    best.push_back({order[i], float(double(logits[std::size_t(order[i])]) - most - norm)});
+std::int32_t argmax(std::span<const float> logits) {
+  const std::int32_t best = ops::most_likely(logits);
+  OSTRO_CHECK(best >= 0, "no finite logit among ", logits.size());
   return best;
 }
 
@@ -91,20 +56,15 @@ std::uint64_t sequence_seed(std::uint64_t seed, std::int32_t i) {
   return i == 0 ? seed : mix(mix(seed) + std::uint64_t(i));
 }
 
-std::int32_t argmax(std::span<const float> logits) {
-  // The largest value first, in chains that do not wait for each other, then where it stands. A NaN
-  // compares as not larger.
-  constexpr std::size_t kChains = 16;
-  float largest[kChains];
-  std::fill_n(largest, kChains, -std::numeric_limits<float>::infinity());
-  std::size_t i = 0;
-  for (; i + kChains <= logits.size(); i += kChains)
-    for (std::size_t c = 0; c < kChains; ++c)
-      largest[c] = logits[i + c] > largest[c] ? logits[i + c] : largest[c];
-  for (; i < logits.size(); ++i) largest[0] = logits[i] > largest[0] ? logits[i] : largest[0];
-  const float best = *std::max_element(largest, largest + kChains);
-  OSTRO_CHECK(std::isfinite(best), "no finite logit among ", logits.size());
-  return std::int32_t(std::ranges::find(logits, best) - logits.begin());
+ops::SampleSettings settings_of(const Sampling& s, std::uint64_t seed, std::int64_t step) {
+  ops::SampleSettings settings;
+  settings.temperature = s.temperature;
+  settings.top_k = s.top_k;
+  settings.top_p = s.top_p;
+  settings.min_p = s.min_p;
+  settings.step = std::uint32_t(step);
+  settings.set_seed(seed);
+  return settings;
 }
 
 Choice Sampler::choose(std::span<const float> logits, const Sampling& s, std::int64_t step) {
@@ -114,49 +74,9 @@ Choice Sampler::choose(std::span<const float> logits, const Sampling& s, std::in
 
 std::int32_t Sampler::token(std::span<const float> logits, const Sampling& s, std::uint64_t seed,
                             std::int64_t step) {
-  const std::int32_t best = argmax(logits);
-  if (s.temperature == 0 || s.top_k == 1) return best;
-
-  candidates_.clear();
-  for (std::size_t i = 0; i < logits.size(); ++i)
-    // Neither NaN nor what a rule has forbidden.
-    if (logits[i] > -std::numeric_limits<float>::infinity())
-      candidates_.push_back({logits[i], std::int32_t(i)});
-  const auto more_likely = [](const Candidate& a, const Candidate& b) {
-    return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
-  };
-  const std::size_t keep =
-      s.top_k == 0 ? candidates_.size() : std::min(std::size_t(s.top_k), candidates_.size());
-  const bool all = keep == candidates_.size();
-  if (!all) {
-    std::nth_element(candidates_.begin(), candidates_.begin() + std::ptrdiff_t(keep),
-                     candidates_.end(), more_likely);
-    candidates_.resize(keep);
-  }
-  std::sort(candidates_.begin(), candidates_.end(), more_likely);
-
-  weights_.clear();
-  double sum = 0;
-  for (const Candidate& c : candidates_) {
-    // In this order no temperature, however small, makes the best one anything but 1.
-    weights_.push_back(std::exp((double(c.logit) - candidates_[0].logit) / s.temperature));
-    sum += weights_.back();
-  }
-  std::size_t kept = weights_.size();
-  if (s.top_p > 0 && s.top_p < 1) {
-    double reached = 0;
-    for (kept = 0; kept < weights_.size() && reached < s.top_p * sum; ++kept)
-      reached += weights_[kept];
-  }
-  // weights_[0] is 1, so a weight is its probability over the best one.
-  while (kept > 1 && weights_[kept - 1] < s.min_p) --kept;
-
-  double total = 0;
-  for (std::size_t i = 0; i < kept; ++i) total += weights_[i];
-  double left = uniform(seed, std::uint64_t(step)) * total;
-  std::size_t chosen = 0;
-  while (chosen + 1 < kept && left >= weights_[chosen]) left -= weights_[chosen++];
-  return candidates_[chosen].token;
+  const std::int32_t chosen = sampler_.token(logits, settings_of(s, seed, step));
+  OSTRO_CHECK(chosen >= 0, "no finite logit among ", logits.size());
+  return chosen;
 }
 
 }  // namespace ostro::engine

@@ -1,8 +1,11 @@
 #include "model/model.h"
 
+#include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "model/rope.h"
+#include "model/step_arrays.h"
 
 namespace ostro::model {
 
@@ -14,8 +17,8 @@ struct Model::Buffers {
   Buffer kv;                    // all layers' keys and values
   std::vector<KvCache> caches;  // one for each layer of this rank
 
-  View ids, positions, rope_table, query_start, context_len, block_table, logit_rows;  // i32
-  View inv_freq;        // [rope tables, head_dim / 2] f32
+  View words;           // [1, of the largest step] i32: StepArrays
+  View inv_freq;        // [1, head_dim / 2] f32, without dynamic rotary scaling
   View cos_sin;         // [tokens, head_dim] f32
   View residual;        // [tokens, hidden] f32
   View branch;          // [tokens, hidden] f32: what a layer adds to the residual
@@ -27,16 +30,23 @@ struct Model::Buffers {
   View last;            // [logit_rows, hidden]
   View logits_part;     // [logit_rows, this rank's vocab] f32
   View logits;          // [logit_rows, vocab] f32
+  View chosen;          // [1, words of ops::SampleOutputs of all logit rows] i32
 
-  // Built on the host for each step, without allocating.
-  std::vector<std::int32_t> host_positions, host_rope_table;
+  std::vector<std::int32_t> host_words;  // where a step's arrays are filled for a device
 
   // The same, cut to the step at hand.
   struct {
-    View ids, positions, rope_table, cos_sin, residual, branch, h, qkv, attention, experts,
-        expert_weights;
-    ops::Requests requests;
+    StepArrays arrays{{}, 0, {}};
+    View cos_sin, residual, branch, h, qkv, attention, experts, expert_weights;
+    View last, logits_part, logits, chosen;
   } now;
+
+  // The work of padded decode steps, by shape.
+  struct Recorded {
+    bool seen = false;
+    std::unique_ptr<ops::Recording> recording;
+  };
+  std::map<StepShape, Recorded> recorded;
 };
 
 namespace {
@@ -85,22 +95,25 @@ Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t ran
       groups_(groups),
       buffers_(std::make_unique<Buffers>()) {
   Buffers& b = *buffers_;
-  b.host_positions.reserve(std::size_t(limits.tokens));
-  b.host_rope_table.reserve(std::size_t(limits.tokens));
   const std::int64_t head_dim = config.head_dim;
   const std::int64_t rows = limits.tokens;
-  const std::int64_t blocks_each = ceil_div(limits.context, limits.block_tokens);
+  blocks_each_ = ceil_div(limits.context, limits.block_tokens);
   const bool dynamic = config.rope_scaling.type == RopeScaling::Type::dynamic;
+  dynamic_half_ = dynamic ? head_dim / 2 : 0;
+  const std::int64_t words = StepArrays({.tokens = rows,
+                                         .requests = limits.requests,
+                                         .blocks_each = blocks_each_,
+                                         .logit_rows = limits.logit_rows,
+                                         .samples = limits.logit_rows},
+                                        dynamic_half_, {})
+                                 .words;
+  if (backend.device() != Device::cpu) b.host_words.resize(std::size_t(words));
+  const bool alone = groups.tp->ranks() == 1 && groups.pp->ranks() == 1;
+  records_ = limits.record_steps && alone && backend.records();
   const auto carve = [&](Carver& carver) {
     const DType act = config.dtype;
-    b.ids = carver.take(DType::i32, 1, rows);
-    b.positions = carver.take(DType::i32, 1, rows);
-    b.rope_table = carver.take(DType::i32, 1, rows);
-    b.query_start = carver.take(DType::i32, 1, limits.requests + 1);
-    b.context_len = carver.take(DType::i32, 1, limits.requests);
-    b.block_table = carver.take(DType::i32, limits.requests, blocks_each);
-    b.logit_rows = carver.take(DType::i32, 1, limits.logit_rows);
-    b.inv_freq = carver.take(DType::f32, dynamic ? limits.requests : 1, head_dim / 2);
+    b.words = carver.take(DType::i32, 1, words);
+    if (!dynamic) b.inv_freq = carver.take(DType::f32, 1, head_dim / 2);
     b.cos_sin = carver.take(DType::f32, rows, head_dim);
     b.residual = carver.take(DType::f32, rows, config.hidden);
     b.branch = carver.take(DType::f32, rows, config.hidden);
@@ -114,6 +127,8 @@ Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t ran
     if (!shape_.last_stage) return;
     b.last = carver.take(act, limits.logit_rows, config.hidden);
     b.logits = carver.take(DType::f32, limits.logit_rows, config.vocab);
+    b.chosen = carver.take(DType::i32, 1,
+                           limits.logit_rows * ops::sample_output_words(ops::kMostAlternatives));
     if (shape_.vocab.size() < config.vocab)
       b.logits_part = carver.take(DType::f32, limits.logit_rows, shape_.vocab.size());
   };
@@ -142,90 +157,105 @@ Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t ran
 
 Model::~Model() = default;
 
-View Model::forward(const Step& step) {
-  prepare(step);
-  Buffers& b = *buffers_;
-  if (shape_.first_stage)
-    embed(step);
+StepOutput Model::forward(const Step& step) {
+  OSTRO_CHECK(step.tokens() <= limits_.tokens && step.requests() <= limits_.requests &&
+                  std::int64_t(step.logit_rows.size()) <= limits_.logit_rows &&
+                  step.sample_rows() <= limits_.logit_rows && step.blocks_each <= blocks_each_,
+              "a step of ", step.tokens(), " tokens, ", step.requests(), " requests, ",
+              step.logit_rows.size(), " logit rows, ", step.sample_rows(), " samples and ",
+              step.blocks_each, " blocks each; the limits are ", limits_.tokens, ", ",
+              limits_.requests, ", ", limits_.logit_rows, " and ", blocks_each_);
+  const std::int64_t alternatives = step.most_alternatives();
+  StepShape shape;
+  const std::int64_t most_rows = std::min({limits_.tokens, limits_.requests, limits_.logit_rows});
+  const bool padded =
+      records_ && alternatives == 0 && pad_decode_step(step, most_rows, blocks_each_, shape);
+  if (!padded) shape = shape_of(step);
+  prepare(step, shape, alternatives);
+  if (padded)
+    replay(shape);
   else
-    groups_.pp->receive(b.now.residual, int(shape_.stage) - 1);
+    compute();
+  if (!shape_.last_stage) return {};
+  const auto& now = buffers_->now;
+  return {.logits = first_rows(now.logits, std::int64_t(step.logit_rows.size())),
+          .chosen = first_rows(now.chosen, step.sample_rows())};
+}
+
+// The first step of a shape is computed as any other, which makes workspaces large enough; the
+// second is recorded.
+void Model::replay(const StepShape& shape) {
+  Buffers::Recorded& r = buffers_->recorded[shape];
+  if (r.recording && backend_.replay(*r.recording)) return;
+  if (r.recording || !r.seen) {
+    r.recording = nullptr;  // of a workspace that has moved
+    r.seen = true;
+    return compute();
+  }
+  r.recording = backend_.record([this] { compute(); });
+  if (!r.recording || !backend_.replay(*r.recording)) compute();
+}
+
+// Everything between a step's arrays and its outputs.
+void Model::compute() {
+  const auto& now = buffers_->now;
+  backend_.run(
+      ops::RotaryAngles{.positions = now.arrays.positions,
+                        .table = now.arrays.rope_table,
+                        .inv_freq = dynamic_half_ > 0 ? now.arrays.inv_freq : buffers_->inv_freq,
+                        .cos_sin = now.cos_sin});
+  if (shape_.first_stage)
+    embed();
+  else
+    groups_.pp->receive(now.residual, int(shape_.stage) - 1);
 
   for (std::size_t i = 0; i < weights_.layers.size(); ++i) layer(i, i > 0);
-  if (shape_.last_stage) return head(step);
+  if (shape_.last_stage) return head();
 
-  backend_.run(ops::AddRmsNorm{.x = b.now.branch,
-                               .residual = b.now.residual,
+  backend_.run(ops::AddRmsNorm{.x = now.branch,
+                               .residual = now.residual,
                                .weight = {},
                                .y = {},
                                .eps = float(config_.norm_eps)});
-  groups_.pp->send(b.now.residual, int(shape_.stage) + 1);
-  return {};
+  groups_.pp->send(now.residual, int(shape_.stage) + 1);
 }
 
-// Puts the step's indices on the device and cuts the buffers to its size.
-void Model::prepare(const Step& step) {
+// Puts the step's arrays on the device and cuts the buffers to its shape.
+void Model::prepare(const Step& step, const StepShape& shape, std::int64_t alternatives) {
   Buffers& b = *buffers_;
-  const std::int64_t tokens = step.tokens();
-  const std::int64_t requests = step.requests();
-  OSTRO_CHECK(tokens <= limits_.tokens && requests <= limits_.requests &&
-                  std::int64_t(step.logit_rows.size()) <= limits_.logit_rows &&
-                  step.blocks_each <= b.block_table.cols,
-              "a step of ", tokens, " tokens, ", requests, " requests, ", step.logit_rows.size(),
-              " logit rows and ", step.blocks_each, " blocks each; the limits are ", limits_.tokens,
-              ", ", limits_.requests, ", ", limits_.logit_rows, " and ", b.block_table.cols);
-
-  const bool dynamic = config_.rope_scaling.type == RopeScaling::Type::dynamic;
-  std::vector<std::int32_t>& positions = b.host_positions;
-  std::vector<std::int32_t>& rope_table = b.host_rope_table;
   std::vector<float> frequencies;  // dynamic scaling alone fills it
-  positions.clear();
-  rope_table.clear();
-  for (std::size_t r = 0; r < std::size_t(requests); ++r) {
-    const std::int32_t queries = step.query_start[r + 1] - step.query_start[r];
-    for (std::int32_t i = 0; i < queries; ++i) {
-      positions.push_back(step.context_len[r] - queries + i);
-      rope_table.push_back(dynamic ? std::int32_t(r) : 0);
-    }
-    if (dynamic) {
-      const std::vector<float> row = inverse_frequencies(config_, step.rope_tokens[r]);
+  if (dynamic_half_ > 0)
+    for (const std::int32_t tokens : step.rope_tokens) {
+      const std::vector<float> row = inverse_frequencies(config_, tokens);
       frequencies.insert(frequencies.end(), row.begin(), row.end());
     }
+  b.now.arrays = StepArrays(shape, dynamic_half_, b.words);
+  if (b.words.device == Device::cpu) {
+    fill(b.now.arrays, step, frequencies);
+  } else {
+    const View host = matrix(b.host_words.data(), DType::i32, 1, b.now.arrays.words);
+    fill(StepArrays(shape, dynamic_half_, host), step, frequencies);
+    backend_.copy(host, b.words.cols_of({0, b.now.arrays.words}));
   }
 
-  const auto put = [&](const View& host, View device) {
-    device.rows = host.rows;
-    device.cols = device.row_stride = host.cols;
-    if (host.cols > 0) backend_.copy(host, device);
-    return device;
-  };
-  b.now.ids = put(host_row(step.ids), b.ids);
-  b.now.positions = put(host_row(positions), b.positions);
-  b.now.rope_table = put(host_row(rope_table), b.rope_table);
-  b.now.requests.query_start = put(host_row(step.query_start), b.query_start);
-  b.now.requests.context_len = put(host_row(step.context_len), b.context_len);
-  b.now.requests.block_table = put(matrix(const_cast<std::int32_t*>(step.block_table.data()),
-                                          DType::i32, requests, step.blocks_each),
-                                   b.block_table);
-  View inv_freq = b.inv_freq;
-  if (dynamic)
-    inv_freq =
-        put(matrix(frequencies.data(), DType::f32, requests, config_.head_dim / 2), b.inv_freq);
-
-  b.now.cos_sin = first_rows(b.cos_sin, tokens);
-  b.now.residual = first_rows(b.residual, tokens);
-  b.now.branch = first_rows(b.branch, tokens);
-  b.now.h = first_rows(b.h, tokens);
-  b.now.qkv = first_rows(b.qkv, tokens);
-  b.now.attention = first_rows(b.attention, tokens);
-  b.now.experts = first_rows(b.experts, tokens);
-  b.now.expert_weights = first_rows(b.expert_weights, tokens);
-  backend_.run(ops::RotaryAngles{.positions = b.now.positions,
-                                 .table = b.now.rope_table,
-                                 .inv_freq = inv_freq,
-                                 .cos_sin = b.now.cos_sin});
+  b.now.cos_sin = first_rows(b.cos_sin, shape.tokens);
+  b.now.residual = first_rows(b.residual, shape.tokens);
+  b.now.branch = first_rows(b.branch, shape.tokens);
+  b.now.h = first_rows(b.h, shape.tokens);
+  b.now.qkv = first_rows(b.qkv, shape.tokens);
+  b.now.attention = first_rows(b.attention, shape.tokens);
+  b.now.experts = first_rows(b.experts, shape.tokens);
+  b.now.expert_weights = first_rows(b.expert_weights, shape.tokens);
+  if (!shape_.last_stage) return;
+  b.now.last = first_rows(b.last, shape.logit_rows);
+  b.now.logits_part = first_rows(b.logits_part, shape.logit_rows);
+  b.now.logits = first_rows(b.logits, shape.logit_rows);
+  b.now.chosen = b.chosen;
+  b.now.chosen.rows = shape.samples;
+  b.now.chosen.cols = b.now.chosen.row_stride = ops::sample_output_words(alternatives);
 }
 
-void Model::embed(const Step&) {
+void Model::embed() {
   Buffers& b = *buffers_;
   const bool by_hidden = shape_.embedding_cols.size() < config_.hidden;
   const bool by_vocab = shape_.embedding_rows.size() < config_.vocab;
@@ -234,7 +264,7 @@ void Model::embed(const Step&) {
     part = b.now.branch;
     part.cols = part.row_stride = shape_.embedding_cols.size();
   }
-  backend_.run(ops::Embed{.ids = b.now.ids,
+  backend_.run(ops::Embed{.ids = b.now.arrays.ids,
                           .table = weights_.embedding,
                           .y = part,
                           .first_row = shape_.embedding_rows.begin});
@@ -257,11 +287,11 @@ void Model::layer(std::size_t index, bool add_branch) {
   backend_.run(ops::Linear{.x = now.h, .w = w.qkv, .y = now.qkv});
   backend_.run(ops::RotaryAppend{.qkv = now.qkv,
                                  .cos_sin = now.cos_sin,
-                                 .requests = now.requests,
+                                 .requests = now.arrays.requests,
                                  .cache = b.caches[index],
                                  .heads = heads});
   backend_.run(ops::PagedAttention{.q = now.qkv.cols_of({0, heads * config_.head_dim}),
-                                   .requests = now.requests,
+                                   .requests = now.arrays.requests,
                                    .cache = b.caches[index],
                                    .y = now.attention,
                                    .heads = heads,
@@ -277,7 +307,8 @@ void Model::layer(std::size_t index, bool add_branch) {
                             .router = w.router,
                             .experts = now.experts,
                             .weights = now.expert_weights,
-                            .renormalize = config_.renormalize});
+                            .renormalize = config_.renormalize,
+                            .live = now.arrays.live});
   backend_.run(ops::ExpertMlp{.x = now.h,
                               .experts = now.experts,
                               .weights = now.expert_weights,
@@ -288,29 +319,26 @@ void Model::layer(std::size_t index, bool add_branch) {
 }
 
 // Normalises every row, since that is cheap, but multiplies the head for the wanted rows only.
-View Model::head(const Step& step) {
-  Buffers& b = *buffers_;
-  const std::int64_t rows = std::int64_t(step.logit_rows.size());
-  if (rows == 0) return {};
-  backend_.run(ops::AddRmsNorm{.x = b.now.branch,
-                               .residual = b.now.residual,
+void Model::head() {
+  const auto& now = buffers_->now;
+  if (now.logits.rows == 0) return;
+  backend_.run(ops::AddRmsNorm{.x = now.branch,
+                               .residual = now.residual,
                                .weight = weights_.norm,
-                               .y = b.now.h,
+                               .y = now.h,
                                .eps = float(config_.norm_eps)});
-  View wanted = b.logit_rows;
-  wanted.cols = wanted.row_stride = rows;
-  backend_.copy(host_row(step.logit_rows), wanted);
-  const View last = first_rows(b.last, rows);
-  backend_.run(ops::GatherRows{.x = b.now.h, .rows = wanted, .y = last});
-  const View logits = first_rows(b.logits, rows);
-  if (!b.logits_part) {
-    backend_.run(ops::Linear{.x = last, .w = weights_.lm_head, .y = logits});
-    return logits;
-  }
-  const View part = first_rows(b.logits_part, rows);
-  backend_.run(ops::Linear{.x = last, .w = weights_.lm_head, .y = part});
-  groups_.tp->all_gather_columns(part, logits);
-  return logits;
+  backend_.run(ops::GatherRows{.x = now.h, .rows = now.arrays.logit_rows, .y = now.last});
+  const View& part = now.logits_part ? now.logits_part : now.logits;
+  backend_.run(ops::Linear{.x = now.last, .w = weights_.lm_head, .y = part});
+  if (now.logits_part) groups_.tp->all_gather_columns(part, now.logits);
+  if (now.chosen.rows == 0 || shape_.tp_rank > 0) return;
+  const ops::SampleOutputs out = ops::cut_outputs(now.chosen);
+  backend_.run(ops::Sample{.logits = now.logits,
+                           .settings = now.arrays.samples,
+                           .tokens = out.tokens,
+                           .log_probs = out.log_probs,
+                           .best = out.best,
+                           .best_log_probs = out.best_log_probs});
 }
 
 }  // namespace ostro::model

@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "comm/communicator.h"
-#include "model/step.h"
+#include "model/step_arrays.h"
 #include "model/weights.h"
 
 namespace ostro::model {
@@ -17,6 +17,7 @@ struct StepLimits {
   std::int64_t kv_blocks = 0;
   std::int64_t block_tokens = 0;
   std::int64_t context = 0;  // tokens of the longest sequence
+  bool record_steps = true;  // decode steps, where the backend can (ops::Backend::record)
 };
 
 // The groups a rank talks to. `tp` are the ranks of its stage; `pp` the ranks that hold the same
@@ -24,6 +25,13 @@ struct StepLimits {
 struct RankGroups {
   comm::Communicator* tp = nullptr;
   comm::Communicator* pp = nullptr;
+};
+
+// What a step gives on the last stage, device memory valid until the next one, once the backend's
+// queue has been waited for; elsewhere empty.
+struct StepOutput {
+  View logits;  // [logit_rows, vocab] f32
+  View chosen;  // [samples, ops::sample_output_words(..)] i32, on the first rank of the stage
 };
 
 // Bytes of keys and values that one token takes on this rank.
@@ -37,18 +45,20 @@ class Model {
         ops::Backend&, RankGroups);
   ~Model();
 
-  // Runs one step; every rank of the grid calls it with the same step (rank.same_plan). On the last
-  // stage, returns the logits [logit_rows, vocab] f32, device memory valid until the next call once
-  // the backend's queue has been waited for; elsewhere an empty view.
-  View forward(const Step&);
+  // Runs one step; every rank of the grid calls it with the same step (rank.same_plan). A step in
+  // which every request continues by one token is padded to one of few shapes and, from the second
+  // of a shape on, replayed as it was recorded, where the backend can: with the same results.
+  StepOutput forward(const Step&);
 
  private:
   struct Buffers;
 
-  void prepare(const Step&);
-  void embed(const Step&);
+  void prepare(const Step&, const StepShape&, std::int64_t alternatives);
+  void replay(const StepShape&);
+  void compute();
+  void embed();
   void layer(std::size_t index, bool add_branch);
-  View head(const Step&);
+  void head();
 
   ModelConfig config_;
   RankShape shape_;
@@ -56,6 +66,9 @@ class Model {
   StepLimits limits_;
   ops::Backend& backend_;
   RankGroups groups_;
+  std::int64_t blocks_each_ = 0;   // of the longest sequence
+  std::int64_t dynamic_half_ = 0;  // head_dim / 2 with dynamic rotary scaling
+  bool records_ = false;
   std::unique_ptr<Buffers> buffers_;
 };
 

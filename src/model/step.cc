@@ -1,5 +1,7 @@
 #include "model/step.h"
 
+#include <cstring>
+
 #include "base/error.h"
 
 namespace ostro::model {
@@ -14,9 +16,30 @@ void for_each_array(S& step, F&& fn) {
   fn(step.block_table);
   fn(step.rope_tokens);
   fn(step.logit_rows);
+  fn(step.host_rows);
+  fn(step.samples);
 }
 
 }  // namespace
+
+void Step::add_sample(const ops::SampleSettings& settings) {
+  samples.resize(samples.size() + std::size_t(ops::kSettingWords));
+  std::memcpy(samples.data() + samples.size() - ops::kSettingWords, &settings, sizeof(settings));
+}
+
+ops::SampleSettings Step::sample(std::int64_t row) const {
+  ops::SampleSettings settings;
+  std::memcpy(static_cast<void*>(&settings), samples.data() + row * ops::kSettingWords,
+              sizeof(settings));
+  return settings;
+}
+
+std::int64_t Step::most_alternatives() const {
+  std::int64_t most = 0;
+  for (std::int64_t i = 0; i < sample_rows(); ++i)
+    most = std::max<std::int64_t>(most, sample(i).alternatives);
+  return most;
+}
 
 std::vector<std::int32_t> pack(const Step& step) {
   std::vector<std::int32_t> flat = {step.blocks_each};

@@ -9,8 +9,8 @@ namespace {
 class Loader {
  public:
   Loader(WeightSource& source, const std::vector<TensorSlice>& slices, ops::Backend& backend,
-         std::vector<Buffer>& owned)
-      : source_(source), backend_(backend), owned_(owned) {
+         Weights& to)
+      : source_(source), backend_(backend), to_(to) {
     for (const TensorSlice& s : slices) slices_.emplace(s.name, &s);
   }
 
@@ -22,7 +22,9 @@ class Loader {
       OSTRO_CHECK(it != slices_.end(), "this rank holds no ", name);
       parts.push_back(*it->second);
     }
-    return source_.load(parts, backend_, owned_);
+    const quant::Weight placed = source_.load(parts, backend_, to_.owned);
+    to_.bytes += placed.data.bytes();
+    return placed;
   }
 
   View row(const std::string& name) { return matrix({name}).data; }
@@ -30,7 +32,7 @@ class Loader {
  private:
   WeightSource& source_;
   ops::Backend& backend_;
-  std::vector<Buffer>& owned_;
+  Weights& to_;
   std::map<std::string, const TensorSlice*> slices_;
 };
 
@@ -44,6 +46,7 @@ quant::Weight EngineWeights::load(std::span<const TensorSlice> stacked, ops::Bac
   const quant::Weight placed = backend.place({.data = host.view, .scale = {}});
   const bool in_place = placed.data.data == host.view.data;
   if (in_place && host.owned.data()) owned.push_back(std::move(host.owned));
+  if (!in_place) engine_.release(host.view);
   return placed;
 }
 
@@ -52,7 +55,7 @@ Weights load_weights(WeightSource& source, const ModelConfig& config, const Mapp
   const RankShape shape = shape_of(config, mapping, rank);
   const std::vector<TensorSlice> slices = tensors_of(config, mapping, rank);
   Weights w;
-  Loader load(source, slices, backend, w.owned);
+  Loader load(source, slices, backend, w);
 
   if (shape.first_stage) w.embedding = load.row("embedding");
   for (std::int64_t i = shape.layers.begin; i < shape.layers.end; ++i) {

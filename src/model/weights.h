@@ -24,7 +24,8 @@ struct Weights {
   std::vector<LayerWeights> layers;
   View norm;                  // last stage
   quant::Weight lm_head;      // last stage
-  std::vector<Buffer> owned;  // host memory that a backend reads in place
+  std::vector<Buffer> owned;  // memory that a backend reads in place
+  std::size_t bytes = 0;      // of all of them
 };
 
 // Where the matrices of a model come from.

@@ -8,7 +8,9 @@ namespace ostro::ops {
 // [query_start[r], query_start[r+1]), which stand at the positions
 // [context_len[r] - queries, context_len[r]) of its sequence, queries = that range's size.
 struct Requests {
-  View query_start;  // [1, requests + 1]         i32, from 0, not decreasing, ends at tokens
+  // [1, requests + 1] i32, from 0, not decreasing. Tokens after the last are padding: an op leaves
+  // their rows as they are.
+  View query_start;
   View context_len;  // [1, requests]             i32, tokens of r including this step's
   // [requests, blocks each] i32: block_table[r, i] holds the positions [i * block_tokens, ...) of
   // r; -1 where no query can look (freed, or not yet used).

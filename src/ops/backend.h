@@ -1,6 +1,8 @@
 // Everything the model needs from a device, on one page.
 #pragma once
 
+#include <functional>
+#include <memory>
 #include <string>
 
 #include "ops/activations.h"
@@ -10,9 +12,16 @@
 #include "ops/linear.h"
 #include "ops/moe.h"
 #include "ops/norm.h"
+#include "ops/sample.h"
 #include "tensor/buffer.h"
 
 namespace ostro::ops {
+
+// Work of a backend that it can do again.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+};
 
 // One device and its one queue of work. Calls are enqueued in order and may return before the work
 // is done. Not thread-safe: one Backend belongs to one thread.
@@ -45,6 +54,17 @@ class Backend {
   // How this backend's products with e4m3 weights round their activations: what a model asks for.
   virtual Activations e4m3_activations() const = 0;
 
+  // Whether record() gives anything.
+  virtual bool records() const { return false; }
+  // Records what `work` enqueues, doing none of it: the same operations on the same memory, which
+  // only run(), copy() between device memory, and nothing that waits may be. Null if this backend
+  // does not record, or if the work has moved its scratch memory: then it has to be done once.
+  virtual std::unique_ptr<Recording> record([[maybe_unused]] const std::function<void()>& work) {
+    return nullptr;
+  }
+  // Enqueues the recorded work; false, and nothing is enqueued, if scratch memory has moved since.
+  virtual bool replay(const Recording&) { return false; }
+
   virtual Device device() const = 0;
   virtual std::string description() const = 0;        // "CPU AVX512-BF16, 2 threads"
   virtual std::size_t free_memory_bytes() const = 0;  // what allocate() could still give
@@ -60,6 +80,7 @@ class Backend {
   virtual void enqueue(const PagedAttention&) = 0;
   virtual void enqueue(const Route&) = 0;
   virtual void enqueue(const ExpertMlp&) = 0;
+  virtual void enqueue(const Sample&) = 0;
 };
 
 }  // namespace ostro::ops

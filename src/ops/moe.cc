@@ -49,12 +49,21 @@ void check(const Route& op) {
   contract.apart("weights", op.weights, "experts", op.experts);
   OSTRO_REQUIRE(1 <= top_k && top_k <= experts && experts <= kMaxExperts, "Route: top_k is ", top_k,
                 " of ", experts, " experts, wanted 1 <= top_k <= experts <= ", kMaxExperts);
+  if (!op.live) return;
+  contract.shape("live", op.live, 1, 1);
+  contract.dtype("live", op.live, DType::i32);
 }
 
 void reference(const Route& op) {
   check(op);
   const HostMatrix x(op.x), router(op.router);
+  const std::int64_t live = op.live ? *op.live.as<const std::int32_t>() : op.x.rows;
   for (std::int64_t t = 0; t < op.x.rows; ++t) {
+    if (t >= live) {
+      std::fill_n(op.experts.row<std::int32_t>(t), op.experts.cols, -1);
+      std::fill_n(op.weights.row<float>(t), op.experts.cols, 0.0f);
+      continue;
+    }
     std::vector<double> logits;
     for (std::int64_t e = 0; e < op.router.n(); ++e)
       logits.push_back(dot(x.row(t), router.row(e), op.x.cols));

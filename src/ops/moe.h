@@ -16,6 +16,8 @@ namespace ostro::ops {
 //   router   [experts, hidden]  as x, or f32        in, not quantised
 //   experts  [tokens, top_k]    i32                 out
 //   weights  [tokens, top_k]    f32                 out
+//   live     [1, 1]             i32                 in, may be empty: tokens from this one on are
+//                                                   padding, experts -1 and weights 0
 //
 // Logits are summed in f32 or better in one fixed order. 1 <= top_k <= experts <= 1024.
 // The experts of a token are distinct and in range even if its logits are NaN.
@@ -27,6 +29,7 @@ struct Route {
   View experts;
   View weights;
   bool renormalize = true;
+  View live = {};
 };
 
 void check(const Route&);
@@ -45,7 +48,7 @@ struct Expert {
 // Without `experts` (dense model): y[t,:] = f_0(x[t,:]).
 //
 //   x        [tokens, hidden]  f32|f16|bf16   in
-//   experts  [tokens, top_k]   i32            in, may be empty with one local expert
+//   experts  [tokens, top_k]   i32            in, -1 for none; may be empty with one local expert
 //   weights  [tokens, top_k]   f32            in, empty if experts is
 //   local    the experts first_expert, first_expert + 1, ... of this rank, perhaps none; all of one
 //            shape; float weights have x's dtype or are f32

@@ -451,7 +451,7 @@ class Run(ostro.Case):
     def test_log_levels(self):
         self.assertEqual(self.run_text().err, "")
         info = self.run_text("--log_level", "info").err
-        self.assertRegex(info, r"\[ostro\] \[info\] rank 0: weights placed in ")
+        self.assertRegex(info, r"\[ostro\] \[info\] rank 0: [0-9.]+ GB of weights placed in ")
         self.assertRegex(info, r"\[ostro\] \[info\] rank 0: KV cache of \d+ tokens")
 
     def test_sampling_flags(self):

@@ -14,7 +14,9 @@ Step example() {
           .block_table = {4, -1, 9, 2},
           .blocks_each = 2,
           .rope_tokens = {11, 40},
-          .logit_rows = {2, 3}};
+          .logit_rows = {2, 3},
+          .host_rows = {1},
+          .samples = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}};
 }
 
 void expect_equal(const Step& a, const Step& b) {
@@ -25,6 +27,8 @@ void expect_equal(const Step& a, const Step& b) {
   EXPECT_EQ(a.blocks_each, b.blocks_each);
   EXPECT_EQ(a.rope_tokens, b.rope_tokens);
   EXPECT_EQ(a.logit_rows, b.logit_rows);
+  EXPECT_EQ(a.host_rows, b.host_rows);
+  EXPECT_EQ(a.samples, b.samples);
 }
 
 TEST(Step, SurvivesPacking) {

@@ -362,6 +362,45 @@ TEST(PagedAttention, DoesNotDependOnTheOtherRequests) {
     }
 }
 
+// A decode step padded with tokens of no request, and with requests of no token and no block.
+TEST(PagedAttention, LeavesPaddingAlone) {
+  for (DType dtype : kFloats)
+    for (const std::vector<PagedRequest>& live :
+         {std::vector<PagedRequest>{{1, 40}, {1, 700}, {1, 1}}, {{1, 5}}}) {
+      const auto tokens = std::int64_t(live.size()), padding = std::int64_t{5};
+      std::vector<PagedRequest> requests = live;
+      requests.resize(std::size_t(tokens + padding), {0, 0});
+      Pages pages(requests, 16);
+      Matrix q = Matrix(dtype, tokens + padding, 4 * 64).random(1);
+      Matrix k = pages.cache(dtype, 2, 64, 2), v = pages.cache(dtype, 2, 64, 3);
+      on_every_target(
+          [&](Backend& backend) {
+            const auto run = [&](std::int64_t rows) {
+              Matrix y(dtype, rows, 4 * 64);
+              backend.run(PagedAttention{
+                  .q = q.view().rows_of({0, rows}),
+                  .requests = pages.view(),
+                  .cache = {.k = k.view(), .v = v.view(), .kv_heads = 2, .block_tokens = 16},
+                  .y = y.view(),
+                  .heads = 4,
+                  .scale = 0.125f,
+                  .window = 0});
+              backend.wait();
+              return y;
+            };
+            return std::vector<Matrix>{run(tokens + padding), run(tokens)};
+          },
+          [&](const std::vector<Matrix>& got) {
+            const Matrix untouched(dtype, 1, 4 * 64);
+            for (std::int64_t t = 0; t < tokens + padding; ++t)
+              ASSERT_EQ(
+                  got[0].row_bits(t) == (t < tokens ? got[1].row_bits(t) : untouched.row_bits(0)),
+                  true)
+                  << t;
+          });
+    }
+}
+
 TEST(PagedAttention, RefusesWhatTheContractDoes) {
   Attention attention({{{2, 2}}, 4, 2, 8, 16, 0, DType::bf16});
   Matrix y = attention.output();

@@ -414,6 +414,47 @@ TEST(ExpertMlp, MatchesReferenceForMoreChoicesAndF32Weights) {
     for (std::int64_t top_k : {1, 3, 4}) compare_mlp({9, 40, 24, 5, top_k, {1, 5}, x, DType::f32});
 }
 
+TEST(Route, PaddingHasNoExperts) {
+  for (DType dtype : kFloats)
+    for (std::int32_t live : {0, 1, 3, 5}) {
+      Matrix x = Matrix(dtype, 5, 40).random(1), router = Matrix(dtype, 8, 40).random(2);
+      Matrix count = Matrix(DType::i32, 1, 1).integers({live});
+      const auto run = [&](Backend* backend, const View& live_rows) {
+        Matrix experts(DType::i32, 5, 2), weights(DType::f32, 5, 2);
+        const Route op{.x = x.view(),
+                       .router = backend ? backend->place(router.weight()) : router.weight(),
+                       .experts = experts.view(),
+                       .weights = weights.view(),
+                       .renormalize = true,
+                       .live = live_rows};
+        if (!backend) {
+          reference(op);
+        } else {
+          backend->run(op);
+          backend->wait();
+        }
+        return std::vector<Matrix>{experts, weights};
+      };
+      const auto expect = [&](const std::vector<Matrix>& got, const std::vector<Matrix>& whole) {
+        for (std::int64_t t = 0; t < 5; ++t)
+          for (std::int64_t j = 0; j < 2; ++j) {
+            ASSERT_EQ(got[0].integer(t, j), t < live ? whole[0].integer(t, j) : -1) << t;
+            ASSERT_EQ(got[1](t, j), t < live ? whole[1](t, j) : 0.0f) << t;
+          }
+      };
+      expect(run(nullptr, count.view()), run(nullptr, {}));
+      on_every_target(
+          [&](Backend& backend) {
+            std::vector<Matrix> all = run(&backend, count.view());
+            for (Matrix& m : run(&backend, {})) all.push_back(std::move(m));
+            return all;
+          },
+          [&](const std::vector<Matrix>& got) {
+            expect({got[0], got[1]}, {got[2], got[3]});
+          });
+    }
+}
+
 TEST(ExpertMlp, MatchesReferenceAtMixtralsWidth) {
   for (DType x : kFloats) compare_mlp({3, 4096, 48, 8, 2, {0, 8}, x, x});
   compare_mlp({2, 64, 14336, 2, 1, {0, 2}, DType::bf16, DType::bf16});

@@ -265,8 +265,42 @@ TEST(RotaryAppend, ByARightAngle) {
   expect_error<InvalidArgument>([&] { reference(op); },
                                 "request 0 has the rows [0,1) and 0 tokens");
   context_len.set_integer(0, 0, 3);
-  query_start.set_integer(0, 1, 0);
-  expect_error<InvalidArgument>([&] { reference(op); }, "the requests have 0 rows of 1 tokens");
+  query_start.set_integer(0, 1, 2);
+  expect_error<InvalidArgument>([&] { reference(op); }, "the requests have 2 rows of 1 tokens");
+}
+
+// A decode step padded with tokens of no request, and with requests of no token and no block.
+TEST(RotaryAppend, LeavesPaddingAlone) {
+  for (DType dtype : kFloats) {
+    const std::int64_t tokens = 2, padding = 70;
+    std::vector<PagedRequest> requests = {{1, 9}, {1, 4}};
+    requests.resize(std::size_t(tokens + padding), {0, 0});
+    Pages pages(requests, 8);
+    const Matrix before = Matrix(dtype, tokens + padding, 4 * 16).random(1);
+    Matrix cos_sin = Matrix(DType::f32, tokens + padding, 16).random(2);
+    on_every_target(
+        [&](Backend& backend) {
+          std::vector<Matrix> results;
+          for (const std::int64_t rows : {tokens + padding, tokens}) {
+            Matrix qkv = before, k(dtype, pages.cache_rows(1), 16),
+                   v(dtype, pages.cache_rows(1), 16);
+            backend.run(RotaryAppend{
+                .qkv = qkv.view().rows_of({0, rows}),
+                .cos_sin = cos_sin.view().rows_of({0, rows}),
+                .requests = pages.view(),
+                .cache = {.k = k.view(), .v = v.view(), .kv_heads = 1, .block_tokens = 8},
+                .heads = 2});
+            backend.wait();
+            for (const Matrix& m : {qkv, k, v}) results.push_back(m);
+          }
+          return results;
+        },
+        [&](const std::vector<Matrix>& got) {
+          for (std::size_t i = 0; i < 3; ++i)
+            for (std::int64_t r = 0; r < got[i].rows(); ++r)
+              ASSERT_EQ(got[i].row_bits(r) == got[3 + i].row_bits(r), true) << i << ' ' << r;
+        });
+  }
 }
 
 TEST(RotaryAppend, RefusesWhatTheContractDoes) {

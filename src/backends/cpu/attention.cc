@@ -30,9 +30,9 @@ void CpuBackend::enqueue(const ops::RotaryAppend& op) {
   const std::int64_t block_tokens = op.cache.block_tokens;
   const std::int64_t size = std::int64_t(size_of(op.qkv.dtype));
   const Element type = element(op.qkv.dtype);
-  over(op.qkv.rows, double(op.qkv.cols) * 0.1, [&](int, Range part) {
+  const std::int32_t* start = ints(op.requests.query_start);
+  over(start[op.requests.count()], double(op.qkv.cols) * 0.1, [&](int, Range part) {
     std::int64_t r = 0;
-    const std::int32_t* start = ints(op.requests.query_start);
     for (std::int64_t t = part.begin; t < part.end; ++t) {
       while (t >= start[r + 1]) ++r;
       const Rows rows(op.requests, r);

@@ -14,6 +14,7 @@ namespace {
 constexpr double kRowNs = 0.1;
 constexpr double kAngleNs = 25;
 constexpr double kDrawNs = 1;
+constexpr double kSampleNs = 0.3;
 
 }  // namespace
 
@@ -146,6 +147,14 @@ void CpuBackend::enqueue(const ops::RotaryAngles& op) {
         out[half + i] = float(std::sin(angle));
       }
     }
+  });
+}
+
+void CpuBackend::enqueue(const ops::Sample& op) {
+  check_here(op.logits);
+  samplers_.resize(std::size_t(threads_.count()));
+  over(op.settings.rows, double(op.logits.cols) * kSampleNs, [&](int thread, Range rows) {
+    for (std::int64_t r = rows.begin; r < rows.end; ++r) samplers_[std::size_t(thread)].run(op, r);
   });
 }
 

@@ -66,6 +66,7 @@ class CpuBackend final : public ops::Backend {
   void enqueue(const ops::PagedAttention&) override;
   void enqueue(const ops::Route&) override;
   void enqueue(const ops::ExpertMlp&) override;
+  void enqueue(const ops::Sample&) override;
 
  private:
   struct ExpertPlan;
@@ -145,6 +146,7 @@ class CpuBackend final : public ops::Backend {
   Workspace attention_scratch_, attention_partial_, attention_items_;
   Workspace expert_index_, expert_hidden_, expert_out_;
   Workspace logits_;
+  std::vector<ops::HostSampler> samplers_;  // of each thread
 };
 
 }  // namespace ostro::cpu

@@ -85,6 +85,7 @@ void CpuBackend::enqueue(const ops::Route& op) {
   check_here(op.weights);
   const std::int64_t tokens = op.x.rows, experts = op.router.n(), k = op.router.k();
   if (tokens == 0) return;
+  const std::int64_t live = op.live ? ints(op.live)[0] : tokens;
   const std::int64_t weight_size = std::int64_t(size_of(op.router.data.dtype));
   const std::int64_t blocks =
       std::max(ceil_div(tokens, kGemmStagedRows), std::min<std::int64_t>(tokens, threads_.count()));
@@ -106,13 +107,19 @@ void CpuBackend::enqueue(const ops::Route& op) {
     gemm.w_type = element(op.router.data.dtype);
     gemm.scratch = scratch.of(thread);
     kernels_.gemm(gemm);
-    for (std::int64_t t = rows.begin; t < rows.end; ++t)
+    for (std::int64_t t = rows.begin; t < rows.end; ++t) {
+      if (t >= live) {
+        std::fill_n(op.experts.row<std::int32_t>(t), op.experts.cols, -1);
+        std::fill_n(op.weights.row<float>(t), op.experts.cols, 0.0f);
+        continue;
+      }
       kernels_.route({.logits = gemm.sum + (t - rows.begin) * experts,
                       .experts = reinterpret_cast<std::int32_t*>(row_of(op.experts, t)),
                       .weights = reinterpret_cast<float*>(row_of(op.weights, t)),
                       .count = experts,
                       .top_k = op.experts.cols,
                       .renormalize = op.renormalize});
+    }
   });
 }
 

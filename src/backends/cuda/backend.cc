@@ -6,6 +6,7 @@
 #include "backends/cuda/kernels/rotary.h"
 #include "backends/cuda/kernels/route.h"
 #include "backends/cuda/kernels/rows.h"
+#include "backends/cuda/kernels/sample.h"
 #include "backends/cuda/launch.h"
 
 namespace ostro::cuda {
@@ -53,7 +54,7 @@ Stream::Stream(int device) {
 }
 
 CudaBackend::CudaBackend(int device)
-    : device_(checked(device)), stream_(device), staging_(stream_) {
+    : device_(checked(device)), stream_(device), staging_(device, stream_) {
   cudaDeviceProp properties{};
   OSTRO_CUDA(cudaGetDeviceProperties(&properties, device));
   name_ = properties.name;
@@ -173,6 +174,11 @@ void CudaBackend::enqueue(const ops::PagedAttention& op) {
 void CudaBackend::enqueue(const ops::Route& op) {
   begin(op.weights);
   route(stream_, op);
+}
+
+void CudaBackend::enqueue(const ops::Sample& op) {
+  begin(op.tokens);
+  sample(stream_, op);
 }
 
 std::unique_ptr<ops::Backend> make_backend(int device) {

@@ -31,6 +31,9 @@ class CudaBackend final : public ops::Backend {
   void copy(const View& from, const View& to) override;
   void wait() override;
   ops::Activations e4m3_activations() const override { return ops::Activations::e4m3_per_token; }
+  bool records() const override { return true; }
+  std::unique_ptr<ops::Recording> record(const std::function<void()>& work) override;
+  bool replay(const ops::Recording&) override;
   Device device() const override { return Device::cuda; }
   std::string description() const override;
   std::size_t free_memory_bytes() const override;
@@ -46,6 +49,7 @@ class CudaBackend final : public ops::Backend {
   void enqueue(const ops::PagedAttention&) override;
   void enqueue(const ops::Route&) override;
   void enqueue(const ops::ExpertMlp&) override;
+  void enqueue(const ops::Sample&) override;
 
  private:
   // Before each op: that its memory is on this device, which the thread's calls then go to.
@@ -60,7 +64,9 @@ class CudaBackend final : public ops::Backend {
   Stream stream_;
   Staging staging_;
   std::vector<Buffer> weights_;
-  Workspace attention_parts_, expert_index_, expert_hidden_, expert_out_;
+  std::int64_t moves_ = 0;  // of any workspace
+  Workspace attention_parts_{moves_}, expert_index_{moves_}, expert_hidden_{moves_},
+      expert_out_{moves_};
 };
 
 }  // namespace ostro::cuda

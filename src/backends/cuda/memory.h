@@ -4,6 +4,8 @@
 #include <cuda_runtime.h>
 
 #include <array>
+#include <memory>
+#include <vector>
 
 #include "tensor/buffer.h"
 
@@ -16,6 +18,9 @@ Buffer allocate_device(std::size_t bytes, cudaStream_t stream);
 // Memory that grows when a larger step than ever arrives, and never shrinks. Uninitialised.
 class Workspace {
  public:
+  // `moves` counts how often the memory was elsewhere than before.
+  explicit Workspace(std::int64_t& moves) : moves_(moves) {}
+
   template <class T>
   T* reserve(std::int64_t elements) {
     return static_cast<T*>(reserve_bytes(std::size_t(elements) * sizeof(T)));
@@ -23,15 +28,16 @@ class Workspace {
 
  private:
   void* reserve_bytes(std::size_t bytes);
+  std::int64_t& moves_;
   Buffer buffer_;
 };
 
-// Copies between pageable host memory and the device through a ring of pinned slots: at the bus's
-// rate, and the host memory is free, or filled, when the call returns.
+// Copies between pageable host memory and the device through rings of pinned slots: at the bus's
+// rate, and the host memory is free, or filled, when the call returns. Large uploads are shared by
+// several threads, since one fills pinned memory at a fraction of that rate.
 class Staging {
  public:
-  explicit Staging(cudaStream_t stream) : stream_(stream) {}
-  ~Staging();
+  Staging(int device, cudaStream_t stream) : device_(device), stream_(stream) {}
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
@@ -49,14 +55,26 @@ class Staging {
     cudaEvent_t copied = nullptr;
   };
   static constexpr std::size_t kSlotBytes = std::size_t{8} << 20;
+  static constexpr std::size_t kTogetherBytes = 4 * kSlotBytes;
+  static constexpr int kMostThreads = 12;
   // Smaller, so that the last one, which nothing overlaps, is short.
   static constexpr std::size_t kDownloadBytes = std::size_t{1} << 20;
 
-  Slot& next_slot();
+  // Belongs to one thread.
+  struct Ring {
+    std::array<Slot, 4> slots;
+    std::size_t next = 0;
+    Slot& next_slot();
+    ~Ring();
+  };
 
+  void upload_piece(Ring&, char* to, const char* from, std::size_t bytes);
+  void upload_together(char* to, const char* from, std::size_t bytes);
+
+  int device_;
   cudaStream_t stream_;
-  std::array<Slot, 4> slots_;
-  std::size_t next_ = 0;
+  Ring ring_;
+  std::vector<std::unique_ptr<Ring>> helpers_;  // of the other threads of a large upload
 };
 
 }  // namespace ostro::cuda

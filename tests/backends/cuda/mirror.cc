@@ -146,7 +146,7 @@ class Mirror final : public Backend {
   void enqueue(const Route& op) override {
     Operands on(*gpu_, rows_);
     run(on, Route{on.in(op.x), on.in(op.router), on.out(op.experts), on.out(op.weights),
-                  op.renormalize});
+                  op.renormalize, on.in(op.live)});
   }
   void enqueue(const ExpertMlp& op) override {
     Operands on(*gpu_, rows_);
@@ -154,6 +154,12 @@ class Mirror final : public Backend {
     for (const Expert& e : op.local) local.push_back({on.in(e.gate), on.in(e.up), on.in(e.down)});
     run(on, ExpertMlp{on.in(op.x), on.in(op.experts), on.in(op.weights), local, op.first_expert,
                       on.out(op.y), op.activations});
+  }
+
+  void enqueue(const Sample& op) override {
+    Operands on(*gpu_, rows_);
+    run(on, Sample{on.in(op.logits), on.in(op.settings), on.out(op.tokens), on.out(op.log_probs),
+                   on.out(op.best), on.out(op.best_log_probs)});
   }
 
  private:

@@ -405,6 +405,7 @@ __global__ void __launch_bounds__(kJoinThreads) join_parts_kernel(const Attentio
   begin_kernel();
   const std::int64_t token = blockIdx.x / a.heads;
   const int head = int(blockIdx.x % a.heads);
+  if (is_padding(a.requests, int(token))) return;
   const int request = request_of_token(a.requests, int(token));
   const int position = position_of_token(a.requests, request, int(token));
   const int first = a.window > 0 ? max(0, position - a.window + 1) : 0;

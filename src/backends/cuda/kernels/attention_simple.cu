@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   const std::int64_t item = std::int64_t(blockIdx.x) * kWarps + warp;
   const std::int64_t t = item / heads;
-  if (t >= tokens) return;
+  if (t >= tokens || is_padding(requests, int(t))) return;
   const int head = int(item % heads), kv_head = head / (heads / cache.kv_heads);
   const int request = request_of_token(requests, int(t));
   const int position = position_of_token(requests, request, int(t));

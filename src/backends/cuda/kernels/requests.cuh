@@ -38,6 +38,10 @@ __device__ inline int request_of_token(const DeviceRequests& r, int token) {
   return last_request(r.count, token, [&](int i) { return r.query_start[i]; });
 }
 
+__device__ inline bool is_padding(const DeviceRequests& r, int token) {
+  return token >= r.query_start[r.count];
+}
+
 __device__ inline int position_of_token(const DeviceRequests& r, int request, int token) {
   return r.context_len[request] - r.query_start[request + 1] + token;
 }

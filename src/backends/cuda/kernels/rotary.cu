@@ -44,6 +44,7 @@ __global__ void __launch_bounds__(kThreads)
                          T* k_cache, T* v_cache, int heads, int head_dim) {
   begin_kernel();
   const std::int64_t t = blockIdx.x;
+  if (is_padding(requests, int(t))) return;
   const int request = request_of_token(requests, int(t));
   const int position = position_of_token(requests, request, int(t));
   const std::int32_t* blocks = requests.block_table + request * requests.table_stride;

@@ -22,13 +22,20 @@ template <class X, class R, int kCount>
 __global__ void __launch_bounds__(kWarps * 32)
     route_kernel(const X* x, std::int64_t x_stride, const R* router, std::int64_t router_stride,
                  std::int32_t* chosen, std::int64_t chosen_stride, float* weights,
-                 std::int64_t weights_stride, int hidden, int experts, int top_k,
-                 bool renormalize) {
+                 std::int64_t weights_stride, int hidden, int experts, int top_k, bool renormalize,
+                 const std::int32_t* live) {
   __shared__ float logits[kMaxExperts];
   __shared__ bool taken[kMaxExperts];
   begin_kernel();
   const std::int64_t t = blockIdx.x;
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  if (live && t >= *live) {
+    for (int j = int(threadIdx.x); j < top_k; j += kWarps * 32) {
+      chosen[t * chosen_stride + j] = -1;
+      weights[t * weights_stride + j] = 0;
+    }
+    return;
+  }
   x += t * x_stride;
   for (int e = warp; e < experts; e += kWarps) {
     const R* row = router + e * router_stride;
@@ -97,7 +104,8 @@ void route(cudaStream_t stream, const ops::Route& op) {
            static_cast<const X*>(op.x.data), op.x.row_stride, static_cast<const R*>(router.data),
            router.row_stride, static_cast<std::int32_t*>(op.experts.data), op.experts.row_stride,
            static_cast<float*>(op.weights.data), op.weights.row_stride, int(op.x.cols),
-           int(router.rows), int(op.experts.cols), op.renormalize);
+           int(router.rows), int(op.experts.cols), op.renormalize,
+           static_cast<const std::int32_t*>(op.live.data));
   };
   visit_dtype<float, f16, bf16>(op.x.dtype, "Route on CUDA", [&]<class X>() {
     if (router.dtype == op.x.dtype)
