@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Builds the CUDA backend, tests it on this machine's GPU, checks the shipped model's golden numbers
-# on it, times its kernels and a two-layer Mixtral 8x7B, and writes one compact report.
+# on it and on two ranks of it, times its kernels, Mixtral 8x7B (dummy weights) and loading, and
+# writes one compact report.
 #
 #   tools/gpu_check.sh [REPORT, default build/cuda/gpu_report.txt]
-#   OSTRO_GPU_STEPS="build ops sanitize golden kernels latency" chooses the steps; all is the default.
+#   OSTRO_GPU_STEPS="build ops sanitize golden ranks kernels latency load" chooses the steps; the
+#   default is all of them.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 build=build/cuda
 report=${1:-$build/gpu_report.txt}
-steps=${OSTRO_GPU_STEPS:-build ops sanitize golden kernels latency}
+steps=${OSTRO_GPU_STEPS:-build ops sanitize golden ranks kernels latency load}
 logs=$build/logs
 mkdir -p "$logs" "$(dirname "$report")"
 : >"$report"
@@ -40,7 +42,8 @@ if wanted build; then
     launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER= -DCMAKE_CUDA_COMPILER_LAUNCHER=)
   step configure 120 cmake --preset cuda "${launcher[@]}" || exit 1
   # -k 0: the tests of the ops run even if something else does not build.
-  step compile 900 cmake --build "$build" -j "$(nproc)" -- -k 0
+  step compile 900 cmake --build "$build" -j "$(nproc)" \
+    --target ostro gpu_tests cuda_kernels_bench -- -k 0
 fi
 
 if wanted ops; then
@@ -69,20 +72,64 @@ if wanted golden; then
   cat "$logs/golden.log" >>"$report"
 fi
 
+# Generated ids of the shipped model in float32: run_ids NAME ostro-run-flags...
+run_ids() {
+  local out=$1
+  shift
+  "$build/bin/ostro" run --max_output_len 48 --end_id -1 --max_tokens_in_paged_kv_cache 8192 \
+    --tokenizer_dir models/tiny-mixtral --output_csv "$logs/$out.csv" "$@" \
+    --input_text "I love french quiche" "A fast web server" "The" "Once upon a time there was"
+}
+# same_ids NAME flags...: those of one rank on the CPU.
+same_ids() { run_ids "$@" && cmp "$logs/cpu_ids.csv" "$logs/$1.csv"; }
+
+if wanted ranks; then
+  for kind in one ep2; do
+    flags=()
+    [ $kind = one ] || flags=(--tp_size 2 --moe_ep_size 2)
+    "$build/bin/ostro" build --model_dir models/tiny-mixtral --dtype float32 --log_level off \
+      --output_dir "$build/tiny_$kind" "${flags[@]}"
+  done
+  one=(--engine_dir "$build/tiny_one")
+  shared=(--device cuda --share_gpus)
+  step ids_cpu 60 run_ids cpu_ids "${one[@]}" --device cpu
+  step ids_cuda 60 same_ids cuda "${one[@]}" --device cuda
+  step ids_no_graphs 60 same_ids no_graphs "${one[@]}" --device cuda --cuda_graphs false
+  step ids_tp2 60 same_ids tp2 "${one[@]}" "${shared[@]}" --tp_size 2
+  step ids_pp2 60 same_ids pp2 "${one[@]}" "${shared[@]}" --pp_size 2
+  step ids_ep2 60 same_ids ep2 --engine_dir "$build/tiny_ep2" "${shared[@]}"
+  rm -rf "$build/tiny_one" "$build/tiny_ep2"
+fi
+
 if wanted kernels; then
   step kernels 240 "$build/bin/cuda_kernels_bench"
   cat "$logs/kernels.log" | tee -a "$report"
 fi
 
 if wanted latency; then
-  engine=$build/mixtral_two_layers
-  step dummy_engine 240 "$build/bin/ostro" build --preset mixtral-8x7b --n_layer 2 --dtype bfloat16 \
-    --output_dir "$engine"
-  step latency 240 "$build/bin/ostro" bench latency --engine_dir "$engine" --device cuda \
-    --input_len 512,2048,8192 --batch_size 1,8,32,64,128 --prompt_len 64 --output_len 20 \
-    --repetitions 3
-  cat "$logs/latency.log" | tee -a "$report"
-  rm -rf "$engine"
+  # LAYERS of 8x7B in bf16, of dummy weights: 16 fill a GPU of 80 GB.
+  latency() {
+    local layers=$1
+    shift
+    step "latency_$layers" 240 "$build/bin/ostro" bench latency --dummy_weights --device cuda \
+      --preset mixtral-8x7b --n_layer "$layers" --input_len 512,2048,8192 \
+      --batch_size 1,8,32,64,128 --prompt_len 64 --output_len 20 --repetitions 3 --warm_up 2 "$@"
+    cat "$logs/latency_$layers.log" | tee -a "$report"
+  }
+  latency 2 --cuda_graphs false
+  latency 2
+  latency 16
+fi
+
+# How fast an engine in the page cache reaches the GPU.
+if wanted load; then
+  engine=$(mktemp -d -p /dev/shm)/engine
+  step load_engine 120 "$build/bin/ostro" build --preset mixtral-8x7b --n_layer 4 --output_dir "$engine"
+  echo 1,2,3 >"$logs/prompt.csv"
+  step load 60 "$build/bin/ostro" run --engine_dir "$engine" --device cuda --log_level info \
+    --max_output_len 1 --input_file "$logs/prompt.csv"
+  grep -o 'rank 0: .* of weights.*' "$logs/load.log" | tee -a "$report"
+  rm -rf "$(dirname "$engine")"
 fi
 
 say "$failures failed"
