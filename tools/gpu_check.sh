@@ -43,7 +43,7 @@ if wanted build; then
   step configure 120 cmake --preset cuda "${launcher[@]}" || exit 1
   # -k 0: the tests of the ops run even if something else does not build.
   step compile 900 cmake --build "$build" -j "$(nproc)" \
-    --target ostro gpu_tests cuda_kernels_bench -- -k 0
+    --target ostro gpu_tests cuda_kernels_bench cuda_upload_bench -- -k 0
 fi
 
 if wanted ops; then
@@ -82,6 +82,8 @@ run_ids() {
 }
 # same_ids NAME flags...: those of one rank on the CPU.
 same_ids() { run_ids "$@" && cmp "$logs/cpu_ids.csv" "$logs/$1.csv"; }
+export -f run_ids same_ids
+export build logs
 
 if wanted ranks; then
   for kind in one ep2; do
@@ -92,12 +94,12 @@ if wanted ranks; then
   done
   one=(--engine_dir "$build/tiny_one")
   shared=(--device cuda --share_gpus)
-  step ids_cpu 60 run_ids cpu_ids "${one[@]}" --device cpu
-  step ids_cuda 60 same_ids cuda "${one[@]}" --device cuda
-  step ids_no_graphs 60 same_ids no_graphs "${one[@]}" --device cuda --cuda_graphs false
-  step ids_tp2 60 same_ids tp2 "${one[@]}" "${shared[@]}" --tp_size 2
-  step ids_pp2 60 same_ids pp2 "${one[@]}" "${shared[@]}" --pp_size 2
-  step ids_ep2 60 same_ids ep2 --engine_dir "$build/tiny_ep2" "${shared[@]}"
+  step ids_cpu 60 bash -c 'run_ids "$@"' _ cpu_ids "${one[@]}" --device cpu
+  step ids_cuda 60 bash -c 'same_ids "$@"' _ cuda "${one[@]}" --device cuda
+  step ids_no_graphs 60 bash -c 'same_ids "$@"' _ no_graphs "${one[@]}" --device cuda --cuda_graphs false
+  step ids_tp2 60 bash -c 'same_ids "$@"' _ tp2 "${one[@]}" "${shared[@]}" --tp_size 2
+  step ids_pp2 60 bash -c 'same_ids "$@"' _ pp2 "${one[@]}" "${shared[@]}" --pp_size 2
+  step ids_ep2 60 bash -c 'same_ids "$@"' _ ep2 --engine_dir "$build/tiny_ep2" "${shared[@]}"
   rm -rf "$build/tiny_one" "$build/tiny_ep2"
 fi
 
@@ -130,6 +132,8 @@ if wanted load; then
     --max_output_len 1 --input_file "$logs/prompt.csv"
   grep -o 'rank 0: .* of weights.*' "$logs/load.log" | tee -a "$report"
   rm -rf "$(dirname "$engine")"
+  step upload 60 "$build/bin/cuda_upload_bench"
+  cat "$logs/upload.log" | tee -a "$report"
 fi
 
 say "$failures failed"

@@ -46,7 +46,6 @@ quant::Weight EngineWeights::load(std::span<const TensorSlice> stacked, ops::Bac
   const quant::Weight placed = backend.place({.data = host.view, .scale = {}});
   const bool in_place = placed.data.data == host.view.data;
   if (in_place && host.owned.data()) owned.push_back(std::move(host.owned));
-  if (!in_place) engine_.release(host.view);
   return placed;
 }
 

@@ -362,6 +362,56 @@ TEST(PagedAttention, DoesNotDependOnTheOtherRequests) {
     }
 }
 
+// Keys and values of NaN and infinity at one position: queries before it get the bits they get
+// without, those that see it get NaN where the values have it.
+TEST(PagedAttention, LaterNaNsReachNoEarlierQuery) {
+  for (DType dtype : kFloats)
+    for (std::int64_t window : {0, 20})
+      for (std::int64_t odd_position : {3, 60, 66, 129}) {
+        SCOPED_TRACE(text(name(dtype), " window ", window, " position ", odd_position));
+        Pages pages({{140, 140}}, 16);
+        Matrix q = Matrix(dtype, 140, 4 * 64).random(1);
+        const Matrix k = pages.cache(dtype, 2, 64, 2), v = pages.cache(dtype, 2, 64, 3);
+        Matrix odd_v = v;
+        for (std::int64_t h = 0; h < 2; ++h) {
+          const std::int64_t row = pages.cache_row(0, odd_position, h, 2);
+          odd_v.set(row, 5, std::numeric_limits<float>::quiet_NaN());
+          odd_v.set(row, 40, std::numeric_limits<float>::infinity());
+        }
+        on_every_target(
+            [&](Backend& backend) {
+              const auto run = [&](Matrix values) {
+                Matrix keys = k, y(dtype, 140, 4 * 64);
+                backend.run(PagedAttention{.q = q.view(),
+                                           .requests = pages.view(),
+                                           .cache = {.k = keys.view(),
+                                                     .v = values.view(),
+                                                     .kv_heads = 2,
+                                                     .block_tokens = 16},
+                                           .y = y.view(),
+                                           .heads = 4,
+                                           .scale = 0.125f,
+                                           .window = window});
+                backend.wait();
+                return y;
+              };
+              return std::vector<Matrix>{run(odd_v), run(v)};
+            },
+            [&](const std::vector<Matrix>& got) {
+              for (std::int64_t t = 0; t < 140; ++t) {
+                const bool sees = t >= odd_position && (window == 0 || t - window < odd_position);
+                for (std::int64_t i = 0; i < 4 * 64; ++i) {
+                  const bool odd = sees && (i % 64 == 5 || i % 64 == 40);
+                  ASSERT_EQ(std::isfinite(got[0](t, i)), !odd) << t << ' ' << i;
+                  if (!odd) {
+                    ASSERT_EQ(got[0](t, i), got[1](t, i)) << t << ' ' << i;
+                  }
+                }
+              }
+            });
+      }
+}
+
 // A decode step padded with tokens of no request, and with requests of no token and no block.
 TEST(PagedAttention, LeavesPaddingAlone) {
   for (DType dtype : kFloats)

@@ -86,7 +86,10 @@ quant::Weight CudaBackend::place(const quant::Weight& host) {
   quant::Weight placed = host;
   placed.data.device = Device::cuda;
   placed.data.row_stride = round_up(from.cols * size, kRowAlign) / size;
-  weights_.push_back(allocate(std::size_t(from.rows * placed.data.row_stride * size)));
+  OSTRO_CUDA(cudaSetDevice(device_));
+  const auto bytes = std::size_t(from.rows * placed.data.row_stride * size);
+  weights_.push_back(placed.data.row_stride == from.cols ? allocate_uninitialised(bytes)
+                                                         : allocate_device(bytes, stream_));
   placed.data.data = weights_.back().data();
   staging_.upload(placed.data.data, std::size_t(placed.data.row_stride * size), from.data,
                   std::size_t(from.row_stride * size), std::size_t(from.cols * size),

@@ -18,6 +18,19 @@ namespace {
 
 void free_device(void* data, std::size_t) { cudaFree(data); }
 
+// Maps the pages of a file, or of memory that was never touched, in one call; only for speed, so a
+// kernel that cannot (before Linux 5.14) does no harm.
+void bring_in(const char* from, std::size_t bytes) {
+#ifdef MADV_POPULATE_READ
+  constexpr std::uintptr_t kPage = 4096;
+  const auto begin = reinterpret_cast<std::uintptr_t>(from) / kPage * kPage;
+  const auto end = round_up(reinterpret_cast<std::uintptr_t>(from) + bytes, kPage);
+  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_READ);
+#endif
+}
+
+}  // namespace
+
 Buffer allocate_uninitialised(std::size_t bytes) {
   if (bytes == 0) return {};
   void* data = nullptr;
@@ -32,19 +45,6 @@ Buffer allocate_uninitialised(std::size_t bytes) {
   check_cuda(status, "cudaMalloc", std::source_location::current());
   return {data, bytes, Device::cuda, free_device};
 }
-
-// Maps the pages of a file, or of memory that was never touched, in one call; only for speed, so a
-// kernel that cannot (before Linux 5.14) does no harm.
-void bring_in(const char* from, std::size_t bytes) {
-#ifdef MADV_POPULATE_READ
-  constexpr std::uintptr_t kPage = 4096;
-  const auto begin = reinterpret_cast<std::uintptr_t>(from) / kPage * kPage;
-  const auto end = round_up(reinterpret_cast<std::uintptr_t>(from) + bytes, kPage);
-  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_READ);
-#endif
-}
-
-}  // namespace
 
 Buffer allocate_device(std::size_t bytes, cudaStream_t stream) {
   Buffer buffer = allocate_uninitialised(bytes);
@@ -93,7 +93,7 @@ void Staging::upload_together(char* to, const char* from, std::size_t bytes) {
   const auto pieces = std::int64_t(ceil_div(bytes, kSlotBytes));
   const auto threads = std::size_t(std::clamp<std::int64_t>(
       std::int64_t(std::thread::hardware_concurrency()) - 1, 1, kMostThreads));
-  while (helpers_.size() + 1 < threads) helpers_.push_back(std::make_unique<Ring>());
+  while (helpers_.size() + 1 < threads) helpers_.push_back(std::make_unique<Ring>(2));
   std::atomic<std::int64_t> next = 0;
   std::exception_ptr failure;
   std::mutex mutex;  // of failure

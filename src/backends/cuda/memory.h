@@ -3,7 +3,6 @@
 
 #include <cuda_runtime.h>
 
-#include <array>
 #include <memory>
 #include <vector>
 
@@ -14,6 +13,9 @@ namespace ostro::cuda {
 // 256-byte aligned, zero once the work of `stream` so far is done. Throws DeviceError with the size
 // if there is none.
 Buffer allocate_device(std::size_t bytes, cudaStream_t stream);
+
+// The same, uninitialised.
+Buffer allocate_uninitialised(std::size_t bytes);
 
 // Memory that grows when a larger step than ever arrives, and never shrinks. Uninitialised.
 class Workspace {
@@ -62,10 +64,11 @@ class Staging {
 
   // Belongs to one thread.
   struct Ring {
-    std::array<Slot, 4> slots;
-    std::size_t next = 0;
-    Slot& next_slot();
+    explicit Ring(std::size_t count) : slots(count) {}
     ~Ring();
+    Slot& next_slot();
+    std::vector<Slot> slots;
+    std::size_t next = 0;
   };
 
   void upload_piece(Ring&, char* to, const char* from, std::size_t bytes);
@@ -73,7 +76,7 @@ class Staging {
 
   int device_;
   cudaStream_t stream_;
-  Ring ring_;
+  Ring ring_{4};
   std::vector<std::unique_ptr<Ring>> helpers_;  // of the other threads of a large upload
 };
 

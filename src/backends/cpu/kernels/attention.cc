@@ -136,12 +136,18 @@ void look_ahead(const Attention& a, std::int64_t from, std::int64_t to, Ahead& a
   }
 }
 
-// Positions [from, to) of the tile at `tile`; the others become zero.
+// Positions [from, to) of the tile at `tile`; the others become zero. Tells whether all values are
+// finite.
 template <class T>
-void stage(const Attention& a, const Scratch& s, std::int64_t tile, std::int64_t from,
+bool stage(const Attention& a, const Scratch& s, std::int64_t tile, std::int64_t from,
            std::int64_t to, Ahead& ahead) {
   using S = Score<T>;
   const T* key[kTile];
+  Vec check = zero();  // NaN where a value is not finite
+  const auto put = [&](float* to, Vec v) {
+    store(to, v);
+    check = fma(v, zero(), check);
+  };
   for (std::int64_t i = 0; i < kTile; ++i) {
     const std::int64_t p = tile + i;
     key[i] = nullptr;
@@ -155,8 +161,8 @@ void stage(const Attention& a, const Scratch& s, std::int64_t tile, std::int64_t
     float* value = s.value + i * s.dims;
     ahead.step();
     std::int64_t d = 0;
-    for (; d + kWidth <= a.head_dim; d += kWidth) store(value + d, load(v + d));
-    if (d < a.head_dim) store(value + d, load(v + d, a.head_dim - d));
+    for (; d + kWidth <= a.head_dim; d += kWidth) put(value + d, load(v + d));
+    if (d < a.head_dim) put(value + d, load(v + d, a.head_dim - d));
   }
   constexpr std::int64_t kStep = kWidth * S::kPerWord;
   for (std::int64_t i = 0; i < kTile; i += kWidth)
@@ -171,6 +177,7 @@ void stage(const Attention& a, const Scratch& s, std::int64_t tile, std::int64_t
       for (int j = 0; j < kWidth; ++j) store(to_key + j * kTile, r[j]);
       for (int j = 0; j < kWidth / 2; ++j) ahead.step();
     }
+  return reduce_add(check) == 0;
 }
 
 template <class T, int kR>
@@ -346,15 +353,19 @@ void segment(const Attention& a, const Scratch& s, std::int64_t begin, std::int6
     if (a.window > 0) last = least(last, to - 1 + a.window - a.first_position);
     if (first >= last) continue;
     look_ahead<T>(a, to, least(end, to + kTile), ahead);
-    stage<T>(a, s, tile, from, to, ahead);
+    const bool finite = stage<T>(a, s, tile, from, to, ahead);
     const std::int64_t row0 = first * a.group, row1 = last * a.group;
     in_groups(row0, row1,
               [&]<int kR>(std::int64_t row) { scores<T, kR>(s, row, words, scale, ahead); });
     for (std::int64_t row = row0; row < row1; ++row) {
       const std::int64_t position = a.first_position + row / a.group;
       const std::int64_t low = a.window > 0 ? most(from, position - a.window + 1) : from;
-      softmax(s, row, low - tile, least(to, position + 1) - tile);
+      const std::int64_t high = least(to, position + 1);
+      softmax(s, row, low - tile, high - tile);
+      // A weight of 0 does not keep NaN and infinity out.
+      if (!finite) weigh_rows<1>(s, row, low - tile, high - tile, ahead);
     }
+    if (!finite) continue;
     in_groups(row0, row1, [&]<int kR>(std::int64_t row) {
       weigh_rows<kR>(s, row, from - tile, to - tile, ahead);
     });

@@ -51,6 +51,17 @@ struct Join {
   }
 };
 
+// Of two 16-bit numbers in a word.
+template <class T>
+struct Bits {
+  static constexpr std::uint32_t kExponents = std::is_same_v<T, __half> ? 0x7c007c00u : 0x7f807f80u;
+  static constexpr std::uint32_t kOne = std::is_same_v<T, __half> ? 0x3c00u : 0x3f80u;
+  // All bits of those that are NaN or infinite.
+  __device__ static std::uint32_t not_finite(std::uint32_t word) {
+    return __vcmpeq2(word & kExponents, kExponents);
+  }
+};
+
 // x and y as a sum of two pairs of 16-bit numbers: rounded, and what the rounding lost.
 template <class T>
 __device__ inline void split_pair(float x, float y, std::uint32_t& high, std::uint32_t& low) {
@@ -208,6 +219,12 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
   const int all_see = a.window > 0 || row0 + (warp + 1) * kWarpRows > all_rows
                           ? 0
                           : position0 + (row0 + warp * kWarpRows) / a.group + 1;
+  // The first row sees positions before, the last one from here.
+  const int first_end = position0 + (row0 + warp * kWarpRows) / a.group + 1;
+  const int last_from =
+      a.window > 0
+          ? position0 + (min(row0 + (warp + 1) * kWarpRows, all_rows) - 1) / a.group - a.window + 1
+          : 0;
   find_rows(first_of_tiles);
   keep_rows(0);
   find_rows(first_of_tiles + 1);
@@ -299,7 +316,8 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
       for (int i = 0; i < 4; ++i) sum[n][i] *= keep[i / 2];
 
     // sum += weights * values, 32 columns at a time; the next values load during the products. Of
-    // neighbouring products no two have one sum.
+    // neighbouring products no two have one sum. A weight of 0 does not keep NaN and infinity out:
+    // with kOdd, those values count as 0, and make NaN of the sums of the rows that do see them.
     constexpr int kSteps = kHead / 32;
     std::uint32_t values[2][2][4];
     const auto load_values = [&](int step) {
@@ -312,30 +330,74 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
                                       v_tile + p * kHead * 2 + ((chunk ^ (p & 7)) << 4));
       }
     };
-    load_values(0);
+    const auto add_products = [&]<bool kOdd>() {
+      load_values(0);
 #pragma unroll
-    for (int k = 0; k < kPositions / 16; ++k) {
-      std::uint32_t high[4], low[4];
+      for (int k = 0; k < kPositions / 16; ++k) {
+        std::uint32_t high[4], low[4], sees[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float x = s[2 * k + i / 2][2 * (i % 2)], y = s[2 * k + i / 2][2 * (i % 2) + 1];
-        split_pair<T>(x, y, high[i], low[i]);
+        for (int i = 0; i < 4; ++i) {
+          const float x = s[2 * k + i / 2][2 * (i % 2)], y = s[2 * k + i / 2][2 * (i % 2) + 1];
+          split_pair<T>(x, y, high[i], low[i]);
+          if constexpr (kOdd) {
+            const int p = tile * kPositions + 16 * k + 8 * (i / 2) + 2 * (lane % 4);
+            const auto one = [&](int q) {
+              return unsigned(q - seen_from[i % 2]) < seen[i % 2] ? Bits<T>::kOne : 0;
+            };
+            sees[i] = one(p) | one(p + 1) << 16;
+          }
+        }
+#pragma unroll
+        for (int n = 0; n < kSteps; ++n) {
+          const int step = k * kSteps + n;
+          if (step + 1 < kSteps * kPositions / 16) load_values(step + 1);
+          auto& b = values[step % 2];
+          if constexpr (kOdd) {
+            std::uint32_t odd[2][4];
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+              const std::uint32_t mask = Bits<T>::not_finite(b[i / 4][i % 4]);
+              odd[i / 4][i % 4] = mask & (Bits<T>::kOne * 0x10001u);
+              b[i / 4][i % 4] &= ~mask;
+            }
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              float seen_odd[4] = {};
+              ptx::mma<T>(seen_odd, sees, odd[i / 2][2 * (i % 2)], odd[i / 2][2 * (i % 2) + 1]);
+#pragma unroll
+              for (int j = 0; j < 4; ++j)
+                if (seen_odd[j] > 0) sum[4 * n + i][j] = NAN;
+            }
+          }
+          const auto add = [&](const std::uint32_t(&weights)[4]) {
+            ptx::mma<T>(sum[4 * n], weights, b[0][0], b[0][1]);
+            ptx::mma<T>(sum[4 * n + 1], weights, b[0][2], b[0][3]);
+            ptx::mma<T>(sum[4 * n + 2], weights, b[1][0], b[1][1]);
+            ptx::mma<T>(sum[4 * n + 3], weights, b[1][2], b[1][3]);
+          };
+          add(high);
+          add(low);
+        }
       }
-#pragma unroll
-      for (int n = 0; n < kSteps; ++n) {
-        const int step = k * kSteps + n;
-        if (step + 1 < kSteps * kPositions / 16) load_values(step + 1);
-        const auto& b = values[step % 2];
-        const auto add = [&](const std::uint32_t(&weights)[4]) {
-          ptx::mma<T>(sum[4 * n], weights, b[0][0], b[0][1]);
-          ptx::mma<T>(sum[4 * n + 1], weights, b[0][2], b[0][3]);
-          ptx::mma<T>(sum[4 * n + 2], weights, b[1][0], b[1][1]);
-          ptx::mma<T>(sum[4 * n + 3], weights, b[1][2], b[1][3]);
-        };
-        add(high);
-        add(low);
+    };
+    // Whether some row of this warp does not see a position whose values are loaded.
+    const bool hidden = min(end, (tile + 1) * kPositions) > first_end ||
+                        (a.window > 0 && max(begin, tile * kPositions) < last_from);
+    bool odd = false;
+    if (hidden) {
+      const auto* const words =
+          reinterpret_cast<const uint4*>(shared + stage * 2 * L::kTileBytes + L::kTileBytes);
+      for (int i = lane; i < L::kTileBytes / 16; i += 32) {
+        const uint4 w = words[i];
+        odd |= (Bits<T>::not_finite(w.x) | Bits<T>::not_finite(w.y) | Bits<T>::not_finite(w.z) |
+                Bits<T>::not_finite(w.w)) != 0;
       }
+      odd = __any_sync(~0u, odd);
     }
+    if (odd)
+      add_products.template operator()<true>();
+    else
+      add_products.template operator()<false>();
 
     // A part ends: it joins those before it.
     const bool part_ends = !more || (tile + 1) % (kSplitTokens / kPositions) == 0;
