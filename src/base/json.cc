@@ -96,6 +96,19 @@ std::string JsonObject::string(const char* key) const {
   return v.get<std::string>();
 }
 
+std::vector<std::int32_t> JsonObject::token_ids(const char* key) const {
+  const json& list = at(key);
+  OSTRO_REQUIRE(list.is_array(), source_, ": \"", key, "\" is ", shown(list),
+                "; it must be a list");
+  std::vector<std::int32_t> ids;
+  for (const json& id : list) {
+    OSTRO_REQUIRE(id.is_number_integer() && 0 <= id && id <= INT32_MAX, source_, ": \"", key,
+                  "\" holds ", shown(id), ", which is no token id");
+    ids.push_back(id.get<std::int32_t>());
+  }
+  return ids;
+}
+
 std::string JsonObject::string_or(const char* key, std::string_view fallback) const {
   return has(key) ? string(key) : std::string(fallback);
 }

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace ostro {
 
@@ -33,7 +34,8 @@ class JsonObject {
   bool boolean_or(const char* key, bool fallback) const;
   std::string string(const char* key) const;
   std::string string_or(const char* key, std::string_view fallback) const;
-  const nlohmann::json& at(const char* key) const;  // any type; must be there
+  std::vector<std::int32_t> token_ids(const char* key) const;  // a list of integers >= 0
+  const nlohmann::json& at(const char* key) const;             // any type; must be there
 
   const nlohmann::json& value() const { return value_; }
   std::string_view source() const { return source_; }

@@ -1,9 +1,12 @@
-// ostro bench: latency of an engine, and each kernel against this machine's ceilings.
+// ostro bench: an engine's latency and throughput, a server under load, and each kernel against
+// this machine's ceilings.
 #include <cstdio>
 
 #include "backends/cpu/ceilings.h"
 #include "backends/cpu/kernel_bench.h"
 #include "cli/bench_latency.h"
+#include "cli/bench_serve.h"
+#include "cli/bench_throughput.h"
 #include "cli/commands.h"
 
 namespace ostro::cli {
@@ -76,16 +79,26 @@ int bench_command(const Arguments& args) {
   CLI::App latency_app("Times prompts and tokens of an engine.", "ostro bench latency");
   LatencyFlags latency;
   latency.add(latency_app);
+  CLI::App throughput_app("Runs many requests through an engine.", "ostro bench throughput");
+  ThroughputFlags throughput;
+  throughput.add(throughput_app);
+  CLI::App serve_app("Sends requests to a server with OpenAI's API.", "ostro bench serve");
+  ServeBenchFlags serve;
+  serve.add(serve_app);
   CLI::App kernels_app("Times each kernel at a model's shapes.", "ostro bench kernels");
   KernelFlags kernels;
   kernels.add(kernels_app);
   if (what == "latency") return parse(latency_app, rest) ? bench_latency(latency) : 0;
+  if (what == "throughput") return parse(throughput_app, rest) ? bench_throughput(throughput) : 0;
+  if (what == "serve") return parse(serve_app, rest) ? bench_serve(serve) : 0;
   if (what == "kernels") return parse(kernels_app, rest) ? bench_kernels(kernels) : 0;
   if (what == "--help" || what == "-h") {
-    std::printf("%s\n%s", latency_app.help().c_str(), kernels_app.help().c_str());
+    for (const CLI::App* app : {&latency_app, &throughput_app, &serve_app, &kernels_app})
+      std::printf("%s\n", app->help().c_str());
     return 0;
   }
-  OSTRO_THROW(InvalidArgument, "ostro bench needs what to measure: latency or kernels",
+  OSTRO_THROW(InvalidArgument,
+              "ostro bench needs what to measure: latency, throughput, serve or kernels",
               what.empty() ? "" : ", not \"" + what + "\"");
 }
 

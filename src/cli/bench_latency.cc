@@ -1,7 +1,6 @@
 #include "cli/bench_latency.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -10,33 +9,12 @@
 #include "backends/cpu/ceilings.h"
 #include "base/clock.h"
 #include "engine/engine.h"
+#include "plan/work.h"
 
 namespace ostro::cli {
 namespace {
 
 using model::ModelConfig;
-
-// What a step of `rows` tokens must at least move and compute on all ranks together.
-struct Work {
-  double bytes = 0;  // weights read once: dense ones, and the experts that were chosen
-  double multiply_adds = 0;
-  double experts = 0;  // expected number in use in a layer
-};
-
-Work work_of(const ModelConfig& c, double rows, double logit_rows) {
-  const double qkvo = double(c.hidden) * double(c.head_dim) * double(2 * c.heads + 2 * c.kv_heads);
-  const double expert = 3.0 * double(c.hidden) * double(c.inter);
-  const double head = double(c.hidden) * double(c.vocab);
-  const double top_k = c.experts > 0 ? double(c.top_k) : 1;
-  const double all = double(c.feed_forwards());
-  Work w;
-  // Uniform routing: an expert stays idle if none of the rows chooses it.
-  w.experts = all * (1 - std::pow(1 - top_k / all, rows));
-  w.bytes = double(size_of(c.dtype)) *
-            (double(c.layers) * (qkvo + w.experts * expert) + (logit_rows > 0 ? head : 0));
-  w.multiply_adds = rows * double(c.layers) * (qkvo + top_k * expert) + logit_rows * head;
-  return w;
-}
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -96,7 +74,7 @@ struct Row {
   std::string what;
   double seconds = 0;
   double tokens = 0;
-  Work work;
+  plan::Work work;
 
   double bound_seconds(const cpu::Ceilings& c, DType dtype) const {
     const double rate = dtype == DType::bf16 ? c.bf16_multiply_adds : c.f32_multiply_adds;
@@ -164,7 +142,7 @@ void measure(const LatencyFlags& flags, Session& session) {
       seconds.push_back(timer.run(1).first);
     }
     rows.push_back({text("prefill ", input), median(seconds), double(input),
-                    work_of(config, double(input), 1)});
+                    plan::work_of_step(config, double(input), 1)});
   }
   for (std::int64_t batch : flags.batch_sizes) {
     std::vector<double> seconds;
@@ -177,7 +155,7 @@ void measure(const LatencyFlags& flags, Session& session) {
       seconds.push_back(sum / double(steps.size()));
     }
     rows.push_back({text("decode batch ", batch), median(seconds), double(batch),
-                    work_of(config, double(batch), double(batch))});
+                    plan::work_of_step(config, double(batch), double(batch))});
   }
   Ceilings ceilings;
   if (session.backend.device() == Device::cpu)

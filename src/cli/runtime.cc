@@ -1,6 +1,7 @@
 #include "cli/runtime.h"
 
 #include <sched.h>
+#include <sys/resource.h>
 
 #include <cstdio>
 #include <cstring>
@@ -205,6 +206,26 @@ void RuntimeFlags::add(CLI::App& app) {
                  "replay decode steps on a GPU as graphs, one rank only; the results are the same")
       ->capture_default_str();
   log.add(app, "error");
+}
+
+model::EngineConfig config_of(const RuntimeFlags& flags) {
+  if (flags.dummy_weights) return dummy_config(flags);
+  return read_config(checkpoint::EngineReader(flags.engine_dir));
+}
+
+CapacityPolicy parse_capacity_policy(const std::string& policy) {
+  OSTRO_REQUIRE(policy == "guaranteed_no_evict" || policy == "max_utilization",
+                "--capacity_policy is \"", policy,
+                "\"; it must be guaranteed_no_evict or max_utilization");
+  return policy == "max_utilization" ? CapacityPolicy::max_utilization
+                                     : CapacityPolicy::guaranteed_no_evict;
+}
+
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 bool prints() {

@@ -5,6 +5,7 @@
 
 #include "cli/shape_flags.h"
 #include "engine/rank.h"
+#include "ostro/executor.h"
 
 namespace ostro::cli {
 
@@ -36,6 +37,15 @@ struct Session {
   ops::Backend& backend;
   const Log& log;
 };
+
+// What the flags will run: the engine's configuration, or that of dummy weights.
+model::EngineConfig config_of(const RuntimeFlags&);
+
+// guaranteed_no_evict or max_utilization, of --capacity_policy.
+CapacityPolicy parse_capacity_policy(const std::string&);
+
+// Many connections take many file descriptors: as many as the system allows.
+void raise_descriptor_limit();
 
 // True in the process that prints: rank 0, or the only one.
 bool prints();

@@ -1,6 +1,4 @@
 // ostro serve: an engine behind an OpenAI-compatible HTTP server.
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
@@ -111,9 +109,7 @@ void ServeFlags::check() const {
                   "; it must be from ", least, " to ", kMostSeconds);
   OSTRO_REQUIRE(ssl_keyfile.empty() || !ssl_certfile.empty(), "--ssl_keyfile is ", ssl_keyfile,
                 " but there is no --ssl_certfile");
-  OSTRO_REQUIRE(capacity_policy == "guaranteed_no_evict" || capacity_policy == "max_utilization",
-                "--capacity_policy is \"", capacity_policy,
-                "\"; it must be guaranteed_no_evict or max_utilization");
+  parse_capacity_policy(capacity_policy);
   const std::tuple<const char*, std::size_t, std::size_t> sizes[] = {
       {"--max_connections", http.max_connections, 1},
       {"--max_body_bytes", http.max_body_bytes, 1},
@@ -126,14 +122,6 @@ void ServeFlags::check() const {
 
 std::chrono::milliseconds milliseconds(double seconds) {
   return std::chrono::milliseconds(std::int64_t(seconds * 1000));
-}
-
-// Each connection is a file descriptor.
-void raise_descriptor_limit() {
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 class ExecutorGenerator final : public server::Generator {
@@ -179,9 +167,7 @@ void serve_session(const ServeFlags& flags, const server::ServiceOptions& option
   Executor executor =
       api::make_executor(session.rank, session.config,
                          {.max_queue_size = flags.max_queue_size,
-                          .capacity_policy = flags.capacity_policy == "max_utilization"
-                                                 ? CapacityPolicy::max_utilization
-                                                 : CapacityPolicy::guaranteed_no_evict,
+                          .capacity_policy = parse_capacity_policy(flags.capacity_policy),
                           .kv_cache = {.block_reuse = flags.block_reuse}});
   ExecutorGenerator generator(executor);
   const ExecutorStatistics kv = executor.statistics();
