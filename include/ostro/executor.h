@@ -225,6 +225,9 @@ struct ExecutorStatistics {
   std::int64_t kv_blocks_total = 0, kv_blocks_used = 0, kv_blocks_cached = 0;
   std::int64_t kv_block_tokens = 0;  // tokens of a block
   double busy_s = 0;                 // inside steps
+  // [layers][experts]: how many of the tokens that were computed chose each expert; empty for a
+  // dense model.
+  std::vector<std::vector<std::int64_t>> expert_tokens = {};
 };
 
 struct ModelInfo {

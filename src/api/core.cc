@@ -22,6 +22,9 @@ Executor::Core::Core(engine::Rank& rank, const model::EngineConfig& engine,
                 "; it must be 0 (no limit) or more");
   statistics_.kv_blocks_total = rank.limits().kv_blocks;
   statistics_.kv_block_tokens = rank.limits().block_tokens;
+  if (engine.model.experts > 0)
+    statistics_.expert_tokens.assign(std::size_t(engine.model.layers),
+                                     std::vector<std::int64_t>(std::size_t(engine.model.experts)));
   thread_ = std::thread([this] { run(); });
 }
 

@@ -149,6 +149,9 @@ void Executor::Core::record(Clock::time_point begin, std::int64_t started_prompt
   s.pauses = report.pauses_total;
   s.output_tokens += report.output_tokens;
   s.busy_s += since(begin);
+  const std::span<const std::int64_t> chosen = engine_.expert_tokens();
+  for (std::size_t layer = 0, at = 0; layer < s.expert_tokens.size(); ++layer)
+    for (std::int64_t& tokens : s.expert_tokens[layer]) tokens = chosen[at++];
   if (config_.iteration_statistics == 0) return;
   if (iterations_.size() == config_.iteration_statistics) iterations_.pop_front();
   iterations_.push_back({.iteration = s.iterations,

@@ -57,6 +57,8 @@ class Engine {
   Usage usage(RequestId) const;
   const StepReport& report() const { return report_; }
   const kv::BlockPool& pool() const { return pool_; }
+  // [layers, experts]: how many tokens chose each expert so far; empty for a dense model.
+  std::span<const std::int64_t> expert_tokens() const { return rank_.expert_tokens(); }
   std::size_t running() const { return scheduler_.running(); }  // sequences
   std::size_t waiting() const { return scheduler_.waiting(); }
 

@@ -28,7 +28,12 @@ std::string gigabytes(std::int64_t bytes) { return text(double(bytes / 10'000'00
 Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
            const model::Mapping& mapping, ops::Backend& backend, comm::Communicator& world,
            const RankOptions& options, const Log& log)
-    : backend_(backend), world_(world), mapping_(mapping), vocab_(config.model.vocab) {
+    : backend_(backend),
+      world_(world),
+      mapping_(mapping),
+      vocab_(config.model.vocab),
+      layers_(config.model.layers),
+      experts_(config.model.experts) {
   OSTRO_REQUIRE(world.ranks() == mapping.ranks(), "the engine needs ", mapping.ranks(),
                 " ranks (tp ", mapping.tp, " x pp ", mapping.pp, "), there are ", world.ranks());
   const int rank = world.rank();
@@ -96,6 +101,10 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
   host_logits_ = allocate_host(std::size_t(limits_.logit_rows * vocab_) * sizeof(float));
   host_chosen_ = allocate_host(std::size_t(limits_.logit_rows) * sizeof(std::int32_t) *
                                std::size_t(ops::sample_output_words(ops::kMostAlternatives)));
+  const auto counts = std::size_t(layers_ * experts_);
+  if (counts > 0) host_expert_tokens_ = allocate_host(counts * sizeof(std::int32_t));
+  expert_tokens_seen_.resize(counts);
+  expert_tokens_.resize(counts);
 }
 
 // The wanted rows of `logits`, a run of neighbours at a time; where they are, if that is the host
@@ -127,6 +136,8 @@ void Rank::run(const model::Step& step) {
   const model::StepOutput output = model_->forward(step);
   StepResult result;
   if (hands_over_) result = {rows_on_host(output.logits, step.host_rows), on_host(output.chosen)};
+  const View counts = hands_over_ ? host_expert_tokens() : View{};
+  if (counts) backend_.copy(model_->expert_tokens(), counts);
   if (leads()) {
     result_ = result;
     return;
@@ -134,6 +145,7 @@ void Rank::run(const model::Step& step) {
   backend_.wait();
   if (result.logits.rows > 0) pp_->send(result.logits, 0);
   if (result.chosen.rows > 0) pp_->send(result.chosen, 0);
+  if (counts) pp_->send(counts, 0);
 }
 
 void Rank::launch(model::Step step) {
@@ -153,19 +165,36 @@ StepResult Rank::collect() {
   backend_.wait();
   const model::Step step = std::move(launched_.front());
   launched_.pop_front();
-  if (mapping_.pp == 1) return result_;
-  StepResult result;
-  const int last = int(mapping_.pp) - 1;
-  if (!step.host_rows.empty()) {
-    result.logits = host_logits_.view(DType::f32, std::int64_t(step.host_rows.size()), vocab_);
-    pp_->receive(result.logits, last);
+  StepResult result = result_;
+  if (const int last = int(mapping_.pp) - 1; last > 0) {
+    result = {};
+    if (!step.host_rows.empty()) {
+      result.logits = host_logits_.view(DType::f32, std::int64_t(step.host_rows.size()), vocab_);
+      pp_->receive(result.logits, last);
+    }
+    if (step.sample_rows() > 0) {
+      result.chosen = host_chosen_.view(DType::i32, step.sample_rows(),
+                                        ops::sample_output_words(step.most_alternatives()));
+      pp_->receive(result.chosen, last);
+    }
+    if (const View counts = host_expert_tokens()) pp_->receive(counts, last);
   }
-  if (step.sample_rows() > 0) {
-    result.chosen = host_chosen_.view(DType::i32, step.sample_rows(),
-                                      ops::sample_output_words(step.most_alternatives()));
-    pp_->receive(result.chosen, last);
-  }
+  add_expert_tokens();
   return result;
+}
+
+View Rank::host_expert_tokens() const {
+  if (host_expert_tokens_.bytes() == 0) return {};
+  return host_expert_tokens_.view(DType::i32, layers_, experts_);
+}
+
+void Rank::add_expert_tokens() {
+  if (expert_tokens_.empty()) return;
+  const auto* now = static_cast<const std::uint32_t*>(host_expert_tokens_.data());
+  for (std::size_t i = 0; i < expert_tokens_.size(); ++i) {
+    expert_tokens_[i] += std::int64_t(now[i] - expert_tokens_seen_[i]);
+    expert_tokens_seen_[i] = now[i];
+  }
 }
 
 void Rank::follow() {

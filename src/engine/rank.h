@@ -3,6 +3,8 @@
 
 #include <deque>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "base/log.h"
 #include "comm/communicator.h"
@@ -49,6 +51,10 @@ class Rank {
   void follow();
   void end();
 
+  // Rank 0: [layers, experts], row after row: how many tokens chose each expert in the steps that
+  // were collected. Empty for a dense model.
+  std::span<const std::int64_t> expert_tokens() const { return expert_tokens_; }
+
   const model::StepLimits& limits() const { return limits_; }
   std::int64_t requests() const { return limits_.requests; }
   bool leads() const { return world_.rank() == 0; }
@@ -57,6 +63,8 @@ class Rank {
   void run(const model::Step&);
   View rows_on_host(const View& logits, const std::vector<std::int32_t>& rows);
   View on_host(const View& chosen);
+  View host_expert_tokens() const;
+  void add_expert_tokens();
 
   ops::Backend& backend_;
   comm::Communicator& world_;
@@ -64,10 +72,14 @@ class Rank {
   std::unique_ptr<comm::Communicator> tp_;
   std::unique_ptr<comm::Communicator> pp_;
   model::StepLimits limits_;
-  Buffer host_logits_, host_chosen_;
+  Buffer host_logits_, host_chosen_, host_expert_tokens_;
+  std::vector<std::uint32_t> expert_tokens_seen_;  // modulo 2^32, when expert_tokens_ was brought up
+  std::vector<std::int64_t> expert_tokens_;
   StepResult result_;                 // of the step that ran last, where no other rank has it
   std::deque<model::Step> launched_;  // that are not collected
   std::int64_t vocab_ = 0;
+  std::int64_t layers_ = 0;
+  std::int64_t experts_ = 0;
   bool hands_over_ = false;  // the result to rank 0
   std::unique_ptr<model::Model> model_;
 };

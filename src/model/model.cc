@@ -27,6 +27,7 @@ struct Model::Buffers {
   View attention;       // [tokens, heads * head_dim]
   View experts;         // [tokens, top_k] i32
   View expert_weights;  // [tokens, top_k] f32
+  View expert_tokens;   // [layers up to this stage's last, experts] i32
   View last;            // [logit_rows, hidden]
   View logits_part;     // [logit_rows, this rank's vocab] f32
   View logits;          // [logit_rows, vocab] f32
@@ -123,6 +124,7 @@ Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t ran
     if (config.experts > 0) {
       b.experts = carver.take(DType::i32, rows, config.top_k);
       b.expert_weights = carver.take(DType::f32, rows, config.top_k);
+      b.expert_tokens = carver.take(DType::i32, shape_.layers.end, config.experts);
     }
     if (!shape_.last_stage) return;
     b.last = carver.take(act, limits.logit_rows, config.hidden);
@@ -207,7 +209,7 @@ void Model::compute() {
   if (shape_.first_stage)
     embed();
   else
-    groups_.pp->receive(now.residual, int(shape_.stage) - 1);
+    receive_from_previous();
 
   for (std::size_t i = 0; i < weights_.layers.size(); ++i) layer(i, i > 0);
   if (shape_.last_stage) return head();
@@ -217,8 +219,20 @@ void Model::compute() {
                                .weight = {},
                                .y = {},
                                .eps = float(config_.norm_eps)});
-  groups_.pp->send(now.residual, int(shape_.stage) + 1);
+  const int next = int(shape_.stage) + 1;
+  groups_.pp->send(now.residual, next);
+  if (buffers_->expert_tokens) groups_.pp->send(buffers_->expert_tokens, next);
 }
+
+void Model::receive_from_previous() {
+  const Buffers& b = *buffers_;
+  const int previous = int(shape_.stage) - 1;
+  groups_.pp->receive(b.now.residual, previous);
+  if (b.expert_tokens)
+    groups_.pp->receive(b.expert_tokens.rows_of({0, shape_.layers.begin}), previous);
+}
+
+View Model::expert_tokens() const { return buffers_->expert_tokens; }
 
 // Puts the step's arrays on the device and cuts the buffers to its shape.
 void Model::prepare(const Step& step, const StepShape& shape, std::int64_t alternatives) {
@@ -302,13 +316,15 @@ void Model::layer(std::size_t index, bool add_branch) {
 
   backend_.run(ops::AddRmsNorm{
       .x = now.branch, .residual = now.residual, .weight = w.mlp_norm, .y = now.h, .eps = eps});
+  const std::int64_t own = shape_.layers.begin + std::int64_t(index);
   if (w.router)
     backend_.run(ops::Route{.x = now.h,
                             .router = w.router,
                             .experts = now.experts,
                             .weights = now.expert_weights,
                             .renormalize = config_.renormalize,
-                            .live = now.arrays.live});
+                            .live = now.arrays.live,
+                            .counts = b.expert_tokens.rows_of({own, own + 1})});
   backend_.run(ops::ExpertMlp{.x = now.h,
                               .experts = now.experts,
                               .weights = now.expert_weights,

@@ -50,6 +50,11 @@ class Model {
   // of a shape on, replayed as it was recorded, where the backend can: with the same results.
   StepOutput forward(const Step&);
 
+  // [layers, experts] i32: the tokens that chose each expert in all steps so far, modulo 2^32, of
+  // the layers of this stage and of those before it. Device memory of forward(); empty for a dense
+  // model.
+  View expert_tokens() const;
+
  private:
   struct Buffers;
 
@@ -57,6 +62,7 @@ class Model {
   void replay(const StepShape&);
   void compute();
   void embed();
+  void receive_from_previous();
   void layer(std::size_t index, bool add_branch);
   void head();
 

@@ -47,6 +47,10 @@ void check(const Route& op) {
   contract.shape("weights", op.weights, tokens, top_k);
   contract.dtype("weights", op.weights, DType::f32);
   contract.apart("weights", op.weights, "experts", op.experts);
+  if (op.counts) {
+    contract.shape("counts", op.counts, 1, experts);
+    contract.dtype("counts", op.counts, DType::i32);
+  }
   OSTRO_REQUIRE(1 <= top_k && top_k <= experts && experts <= kMaxExperts, "Route: top_k is ", top_k,
                 " of ", experts, " experts, wanted 1 <= top_k <= experts <= ", kMaxExperts);
   if (!op.live) return;
@@ -78,6 +82,7 @@ void reference(const Route& op) {
     for (std::int64_t j = 0; j < op.experts.cols; ++j) {
       const std::int64_t e = chosen[std::size_t(j)];
       op.experts.row<std::int32_t>(t)[j] = std::int32_t(e);
+      if (op.counts) ++static_cast<std::uint32_t*>(op.counts.data)[e];
       store(op.weights, t, j, p[std::size_t(e)] / (op.renormalize ? sum : 1));
     }
   }

@@ -11,6 +11,7 @@ namespace ostro::ops {
 //   p = softmax(x[t,:] . router[e,:] over all e)
 //   experts[t, :] = the top_k largest p, in falling order, the lower index first among equals
 //   weights[t, j] = p[experts[t, j]], divided by their sum over j if renormalize
+//   counts[e] += how often e stands in experts
 //
 //   x        [tokens, hidden]   f32|f16|bf16        in
 //   router   [experts, hidden]  as x, or f32        in, not quantised
@@ -18,9 +19,10 @@ namespace ostro::ops {
 //   weights  [tokens, top_k]    f32                 out
 //   live     [1, 1]             i32                 in, may be empty: tokens from this one on are
 //                                                   padding, experts -1 and weights 0
+//   counts   [1, experts]       i32                 in and out, may be empty
 //
-// Logits are summed in f32 or better in one fixed order. 1 <= top_k <= experts <= 1024.
-// The experts of a token are distinct and in range even if its logits are NaN.
+// Counts go round at 2^32. Logits are summed in f32 or better in one fixed order. 1 <= top_k <=
+// experts <= 1024. The experts of a token are distinct and in range even if its logits are NaN.
 // tokens = 0 does nothing. Jiang et al. 2024, arXiv:2401.04088 (Mixtral); Shazeer et al. 2017,
 // arXiv:1701.06538.
 struct Route {
@@ -30,6 +32,7 @@ struct Route {
   View weights;
   bool renormalize = true;
   View live = {};
+  View counts = {};
 };
 
 void check(const Route&);

@@ -94,6 +94,14 @@ void write_executor(const ExecutorStatistics& s, std::string& out) {
   gauge("ostro_kv_hit_rate",
         s.prompt_tokens > 0 ? double(s.reused_tokens) / double(s.prompt_tokens) : 0,
         "Part of all prompt tokens that was found in the KV cache.", out);
+  if (s.expert_tokens.empty()) return;
+  const char* chosen = "ostro_expert_tokens_total";
+  head(chosen, "counter", "Computed tokens that chose an expert, each top_k of a layer.", out);
+  for (std::size_t layer = 0; layer < s.expert_tokens.size(); ++layer)
+    for (std::size_t e = 0; e < s.expert_tokens[layer].size(); ++e)
+      line(std::string(chosen) + "{layer=\"" + std::to_string(layer) + "\",expert=\"" +
+               std::to_string(e) + "\"}",
+           double(s.expert_tokens[layer][e]), out);
 }
 
 }  // namespace

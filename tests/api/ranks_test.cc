@@ -1,8 +1,10 @@
 // An Executor over two pipeline stages, each a process of its own: what it generates is what one
-// rank does, bit for bit, under pauses and cancels (rank.same_plan), and all processes end.
+// rank does, bit for bit, under pauses and cancels (rank.same_plan), the tokens of each expert of
+// both stages are counted, and all processes end.
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <numeric>
 #include <random>
 
 #include "api/make_executor.h"
@@ -14,6 +16,8 @@ namespace {
 
 using namespace std::chrono_literals;
 using testing_engine::SmallEngine;
+
+using ExpertTokens = std::vector<std::vector<std::int64_t>>;
 
 struct Output {
   std::vector<TokenId> tokens;
@@ -33,6 +37,24 @@ std::vector<Request> requests() {
     r.sampling.seed = i;
     r.log_probs = 0;
   }
+  return all;
+}
+
+struct Result {
+  std::map<std::size_t, Output> outputs;
+  ExpertTokens of_first;  // tokens of each expert after a first request of 11 + 8 tokens
+  bool operator==(const Result&) const = default;
+};
+
+ExpertTokens count_expert_tokens(Executor& executor) {
+  const Submission s =
+      executor.submit({.prompt = {1, 5, 9, 13, 17, 21, 25, 29, 33, 37, 41}, .max_new_tokens = 8});
+  for (bool open = bool(s); open;)
+    for (const Response& r : executor.await_responses(s.id, 60s)) open = !r.is_last;
+  ExpertTokens all = executor.statistics().expert_tokens;
+  for (const std::vector<std::int64_t>& layer : all)
+    if (std::accumulate(layer.begin(), layer.end(), std::int64_t{0}) != 2 * (11 + 7))
+      OSTRO_THROW(InternalError, "not every token that was computed chose two experts");
   return all;
 }
 
@@ -56,8 +78,8 @@ std::map<std::size_t, Output> generate(Executor& executor) {
   return outputs;
 }
 
-std::map<std::size_t, Output> generate(const SmallEngine& small, const model::Mapping& mapping,
-                                       comm::Communicator& world) {
+Result generate(const SmallEngine& small, const model::Mapping& mapping,
+                comm::Communicator& world) {
   const auto backend = cpu::make_backend({.threads = 1});
   model::EngineWeights weights(small.reader());
   engine::Rank rank(weights, small.config(), mapping, *backend, world, {.kv_cache_tokens = 160},
@@ -66,18 +88,19 @@ std::map<std::size_t, Output> generate(const SmallEngine& small, const model::Ma
     rank.follow();
     return {};
   }
-  std::map<std::size_t, Output> outputs;
+  Result result;
   {
     Executor executor = api::make_executor(rank, small.config(),
                                            {.capacity_policy = CapacityPolicy::max_utilization});
-    outputs = generate(executor);
+    result.of_first = count_expert_tokens(executor);
+    result.outputs = generate(executor);
     executor.shutdown(Drain::yes);
     api::rethrow_failure(executor);
     if (executor.statistics().pauses == 0 || executor.statistics().reused_tokens == 0)
       OSTRO_THROW(InternalError, "nothing paused, or nothing was reused");
   }
   rank.end();
-  return outputs;
+  return result;
 }
 
 int run(SmallEngine& small) {
@@ -88,7 +111,7 @@ int run(SmallEngine& small) {
     const auto two = generate(small, {.tp = 1, .pp = 2}, world->communicator());
     if (world->communicator().rank() == 0) {
       const auto one = generate(small, {}, *comm::make_single());
-      if (one.size() != 54 || one != two) {
+      if (one.outputs.size() != 54 || one.of_first.size() != 2 || one != two) {
         code = 1;
         message = "two ranks generate something else than one";
       }

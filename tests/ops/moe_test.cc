@@ -20,6 +20,8 @@ struct RouteCase {
   bool renormalize;
 };
 
+constexpr std::int32_t kCounted = 5;  // of each expert, before the op
+
 // softmax(x[t,:] . router[e,:]) over e, in f64.
 std::vector<double> probabilities(const Matrix& x, const Matrix& router, std::int64_t t) {
   std::vector<double> p;
@@ -38,7 +40,12 @@ std::vector<double> probabilities(const Matrix& x, const Matrix& router, std::in
 // judged by its probabilities, not by the indices. A logit off by d changes p by less than
 // 2 d p, and 16 roundings cover exp, the sum over experts and the division.
 void expect_route(const RouteCase& c, const Matrix& x, const Matrix& router, const Matrix& experts,
-                  const Matrix& weights) {
+                  const Matrix& weights, const Matrix& counts) {
+  std::vector<std::int32_t> chosen(std::size_t(c.experts), kCounted);
+  for (std::int64_t t = 0; t < c.tokens; ++t)
+    for (std::int64_t j = 0; j < c.top_k; ++j) ++chosen.at(std::size_t(experts.integer(t, j)));
+  for (std::int64_t e = 0; e < c.experts; ++e)
+    ASSERT_EQ(counts.integer(0, e), chosen[std::size_t(e)]) << "expert " << e;
   double router_norm = 0;
   for (std::int64_t e = 0; e < c.experts; ++e) router_norm = std::max(router_norm, router.norm(e));
   for (std::int64_t t = 0; t < c.tokens; ++t) {
@@ -68,26 +75,29 @@ void compare_route(const RouteCase& c) {
                     c.top_k, ' ', name(c.x), ' ', name(c.router), " renormalize ", c.renormalize));
   Matrix x = Matrix(c.x, c.tokens, c.hidden, 3).random(1);
   Matrix router = Matrix(c.router, c.experts, c.hidden).random(2, 2 / std::sqrt(float(c.hidden)));
-  const auto op = [&](const quant::Weight& r, Matrix& experts, Matrix& weights) {
+  const auto op = [&](const quant::Weight& r, Matrix& experts, Matrix& weights, Matrix& counts) {
     return Route{.x = x.view(),
                  .router = r,
                  .experts = experts.view(),
                  .weights = weights.view(),
-                 .renormalize = c.renormalize};
+                 .renormalize = c.renormalize,
+                 .counts = counts.view()};
   };
+  Matrix counted(DType::i32, 1, c.experts);
+  for (std::int64_t e = 0; e < c.experts; ++e) counted.set_integer(0, e, kCounted);
   const Matrix no_experts(DType::i32, c.tokens, c.top_k, 2),
       no_weights(DType::f32, c.tokens, c.top_k, 1);
-  Matrix experts = no_experts, weights = no_weights;
-  reference(op(router.weight(), experts, weights));
-  expect_route(c, x, router, experts, weights);
+  Matrix experts = no_experts, weights = no_weights, counts = counted;
+  reference(op(router.weight(), experts, weights, counts));
+  expect_route(c, x, router, experts, weights, counts);
   on_every_target(
       [&](Backend& backend) {
-        Matrix e = no_experts, w = no_weights;
-        backend.run(op(backend.place(router.weight()), e, w));
+        Matrix e = no_experts, w = no_weights, n = counted;
+        backend.run(op(backend.place(router.weight()), e, w, n));
         backend.wait();
-        return std::vector<Matrix>{e, w};
+        return std::vector<Matrix>{e, w, n};
       },
-      [&](const std::vector<Matrix>& got) { expect_route(c, x, router, got[0], got[1]); });
+      [&](const std::vector<Matrix>& got) { expect_route(c, x, router, got[0], got[1], got[2]); });
 }
 
 TEST(Route, MatchesReference) {
@@ -254,6 +264,12 @@ TEST(Route, RefusesWhatTheContractDoes) {
   refuses("Route: weights is f32 [3,3], wanted [3,2]");
   op.weights.dtype = DType::bf16;
   refuses("Route: weights is bf16 [3,2], wanted f32");
+  Matrix counts(DType::i32, 1, 3);
+  op.counts = counts.view();
+  refuses("Route: counts is i32 [1,3], wanted [1,4]");
+  Matrix sums(DType::f32, 1, 4);
+  op.counts = sums.view();
+  refuses("Route: counts is f32 [1,4], wanted i32");
   op.router.data.rows = 1;
   refuses("Route: top_k is 2 of 1 experts, wanted 1 <= top_k <= experts <= 1024");
   op.router.data.rows = 1025;

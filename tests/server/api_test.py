@@ -246,6 +246,18 @@ class Rest(serving.Case):
         self.assertGreater(after["process_resident_memory_bytes"], 1 << 20)
         key = 'ostro_http_requests_total{route="/v1/completions",status="200"}'
         self.assertEqual(after[key] - before.get(key, 0), 1)
+        # Each token that was computed chose 2 of 8 experts in each layer: the whole prompt (it is shorter than
+        # a block of the cache), and what was generated but for the last.
+        layers = {}
+        for name, value in after.items():
+            if match := re.match(r'ostro_expert_tokens_total\{layer="(\d+)",expert="(\d+)"\}', name):
+                layers.setdefault(int(match[1]), {})[int(match[2])] = value - before[name]
+        count = self.server.post("/tokenize", {"prompt": PROMPT}).json["count"]
+        self.assertGreater(len(layers), 1)
+        for experts in layers.values():
+            self.assertEqual(list(experts), list(range(8)))
+            self.assertEqual(sum(experts.values()), 2 * (count + 9))
+            self.assertTrue(all(0 <= n <= count + 9 for n in experts.values()))
         # A common beginning is found in the cache.
         text = "The sun was warm and the birds sang in the trees near the old house. " * 12
         self.server.complete(text)

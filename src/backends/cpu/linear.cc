@@ -121,6 +121,10 @@ void CpuBackend::enqueue(const ops::Route& op) {
                       .renormalize = op.renormalize});
     }
   });
+  if (!op.counts) return;
+  auto* const counts = static_cast<std::uint32_t*>(op.counts.data);
+  for (std::int64_t t = 0; t < std::min(live, tokens); ++t)
+    for (std::int64_t j = 0; j < op.experts.cols; ++j) ++counts[ints(op.experts, t)[j]];
 }
 
 }  // namespace ostro::cpu

@@ -146,7 +146,7 @@ class Mirror final : public Backend {
   void enqueue(const Route& op) override {
     Operands on(*gpu_, rows_);
     run(on, Route{on.in(op.x), on.in(op.router), on.out(op.experts), on.out(op.weights),
-                  op.renormalize, on.in(op.live)});
+                  op.renormalize, on.in(op.live), on.out(op.counts)});
   }
   void enqueue(const ExpertMlp& op) override {
     Operands on(*gpu_, rows_);

@@ -22,8 +22,8 @@ template <class X, class R, int kCount>
 __global__ void __launch_bounds__(kWarps * 32)
     route_kernel(const X* x, std::int64_t x_stride, const R* router, std::int64_t router_stride,
                  std::int32_t* chosen, std::int64_t chosen_stride, float* weights,
-                 std::int64_t weights_stride, int hidden, int experts, int top_k, bool renormalize,
-                 const std::int32_t* live) {
+                 std::int64_t weights_stride, unsigned* counts, int hidden, int experts, int top_k,
+                 bool renormalize, const std::int32_t* live) {
   __shared__ float logits[kMaxExperts];
   __shared__ bool taken[kMaxExperts];
   begin_kernel();
@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     if (lane == 0) {
       chosen[t * chosen_stride + j] = expert;
       weights[t * weights_stride + j] = p;
+      if (counts) atomicAdd(counts + expert, 1u);
     }
   }
   if (!renormalize) return;
@@ -103,9 +104,9 @@ void route(cudaStream_t stream, const ops::Route& op) {
            packs ? route_kernel<X, R, kPack> : route_kernel<X, R, 1>,
            static_cast<const X*>(op.x.data), op.x.row_stride, static_cast<const R*>(router.data),
            router.row_stride, static_cast<std::int32_t*>(op.experts.data), op.experts.row_stride,
-           static_cast<float*>(op.weights.data), op.weights.row_stride, int(op.x.cols),
-           int(router.rows), int(op.experts.cols), op.renormalize,
-           static_cast<const std::int32_t*>(op.live.data));
+           static_cast<float*>(op.weights.data), op.weights.row_stride,
+           static_cast<unsigned*>(op.counts.data), int(op.x.cols), int(router.rows),
+           int(op.experts.cols), op.renormalize, static_cast<const std::int32_t*>(op.live.data));
   };
   visit_dtype<float, f16, bf16>(op.x.dtype, "Route on CUDA", [&]<class X>() {
     if (router.dtype == op.x.dtype)
