@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -30,7 +31,8 @@ class Build {
     if (source && source->has_weights())
       sources_.emplace(*source, model_);
     else
-      dummy_.emplace(model_.dtype, options.dummy_seed);
+      for (const DType dtype : {model_.dtype, DType::f8e4m3})
+        dummies_.try_emplace(dtype, dtype, options.dummy_seed);
     for (std::int64_t r = 0; r < options.config.mapping.ranks(); ++r) {
       ranks_.push_back(model::tensors_of(model_, options.config.mapping, r));
       progress_.tensors += std::int64_t(ranks_.back().size());
@@ -54,14 +56,14 @@ class Build {
             .bytes = writer.bytes(),
             .seconds = watch.seconds(),
             .peak_memory_bytes = peak_memory_bytes(),
-            .dummy = dummy_.has_value()};
+            .dummy = !sources_};
   }
 
  private:
   std::vector<checkpoint::EngineTensor> engine_tensors(std::int64_t rank) const {
     std::vector<checkpoint::EngineTensor> tensors;
     for (const model::TensorSlice& s : ranks_[std::size_t(rank)])
-      tensors.push_back({s.name, model_.dtype, s.rows, s.cols, s.row_range, s.col_range});
+      tensors.push_back({s.name, s.dtype, s.rows, s.cols, s.row_range, s.col_range});
     return tensors;
   }
 
@@ -77,17 +79,19 @@ class Build {
   }
 
   void write_rank(checkpoint::RankWriter& file, std::int64_t rank) {
-    SliceStream stream(model_.dtype);
+    SliceStream stream;
     for (const model::TensorSlice& slice : ranks_[std::size_t(rank)]) {
       if (failed_) return;
       const ByteSink sink = [&](std::span<const std::byte> bytes) {
         file.append(bytes);
         report(0, bytes.size());
       };
-      if (sources_)
+      if (model::is_scale(slice.name))
+        stream.scales(slice, sink);
+      else if (sources_)
         stream.copy(sources_->find(slice.name), slice, sink);
       else
-        stream.draw(*dummy_, slice, sink);
+        stream.draw(dummies_.at(slice.dtype), slice, sink);
       report(1, 0);
     }
     file.finish();
@@ -102,7 +106,7 @@ class Build {
 
   std::string config_text() const {
     model::EngineConfig config = options_.config;
-    config.dummy = dummy_.has_value();
+    config.dummy = !sources_;
     nlohmann::json json = model::to_json(config, parse_json(options_.flags_json, "build flags"));
     json["ostro_version"] = OSTRO_VERSION;
     return json.dump();
@@ -111,7 +115,7 @@ class Build {
   const BuildOptions& options_;
   const model::ModelConfig& model_;
   std::optional<Sources> sources_;
-  std::optional<DummyWeights> dummy_;
+  std::map<DType, DummyWeights> dummies_;  // without sources
   std::vector<std::vector<model::TensorSlice>> ranks_;
   std::atomic<std::int64_t> next_rank_ = 0;
   std::atomic<bool> failed_ = false;

@@ -12,8 +12,10 @@ namespace ostro::builder {
 
 inline constexpr double kDummyDeviation = 0.02;
 
-// Their quantiles in the dtype, as ops::Draw takes them.
+// Their quantiles in the dtype, as ops::Draw takes them: f32, f16 or bf16, or f8e4m3 for weights
+// that are all multiplied by dummy_e4m3_scale(), which makes the largest quantile 448.
 std::vector<std::byte> dummy_quantiles(DType dtype);
+float dummy_e4m3_scale();
 
 // Elements of N(0, 0.02), drawn as ops::Draw does: each depends on the seed, the tensor's name and
 // the element's index in the whole tensor alone, so an engine holds the same model however it is

@@ -22,27 +22,34 @@ quant::Weight DummySource::ones(const model::TensorSlice& slice, ops::Backend& b
   return placed;
 }
 
+View DummySource::quantiles(DType dtype, ops::Backend& backend) {
+  Buffer& buffer = quantiles_[dtype];
+  if (!buffer.data()) {
+    std::vector<std::byte> values = dummy_quantiles(dtype);
+    buffer = backend.allocate(values.size());
+    backend.copy(matrix(values.data(), dtype, 1, ops::kQuantiles),
+                 buffer.view(dtype, 1, ops::kQuantiles));
+    backend.wait();
+  }
+  return buffer.view(dtype, 1, ops::kQuantiles);
+}
+
 quant::Weight DummySource::load(std::span<const model::TensorSlice> stacked, ops::Backend& backend,
                                 std::vector<Buffer>& owned) {
   if (stacked.front().name.ends_with("norm")) return ones(stacked.front(), backend, owned);
-  if (!quantiles_.data()) {
-    std::vector<std::byte> values = dummy_quantiles(dtype_);
-    quantiles_ = backend.allocate(values.size());
-    backend.copy(matrix(values.data(), dtype_, 1, ops::kQuantiles),
-                 quantiles_.view(dtype_, 1, ops::kQuantiles));
-    backend.wait();
-  }
+  const DType dtype = stacked.front().dtype;
+  const View values = quantiles(dtype, backend);
   std::int64_t rows = 0;
   for (const model::TensorSlice& s : stacked) rows += s.row_range.size();
   const std::int64_t cols = stacked.front().col_range.size();
-  const auto size = std::int64_t(size_of(dtype_));
+  const auto size = std::int64_t(size_of(dtype));
   const std::int64_t stride = round_up(cols * size, kRowAlign) / size;
   owned.push_back(backend.allocate(std::size_t(rows * stride * size)));
-  View whole = owned.back().view(dtype_, rows, stride);
+  View whole = owned.back().view(dtype, rows, stride);
   whole.cols = cols;
   std::int64_t row = 0;
   for (const model::TensorSlice& s : stacked) {
-    backend.run(ops::Draw{.quantiles = quantiles_.view(dtype_, 1, ops::kQuantiles),
+    backend.run(ops::Draw{.quantiles = values,
                           .y = whole.rows_of({row, row + s.row_range.size()}),
                           .key = ops::draw_key(seed_, s.name),
                           .first_row = s.row_range.begin,
@@ -50,7 +57,15 @@ quant::Weight DummySource::load(std::span<const model::TensorSlice> stacked, ops
                           .matrix_cols = s.cols});
     row += s.row_range.size();
   }
-  return backend.place({.data = whole, .scale = {}});
+  View scale;
+  if (dtype == DType::f8e4m3) {
+    const std::vector<float> scales(std::size_t(rows), dummy_e4m3_scale());
+    owned.push_back(backend.allocate(scales.size() * sizeof(float)));
+    scale = owned.back().view(DType::f32, 1, rows);
+    backend.copy(matrix(const_cast<float*>(scales.data()), DType::f32, 1, rows), scale);
+    backend.wait();
+  }
+  return backend.place({.data = whole, .scale = scale});
 }
 
 }  // namespace ostro::builder

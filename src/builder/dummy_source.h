@@ -2,6 +2,8 @@
 // no checkpoint, and for 8x7B a second on a GPU.
 #pragma once
 
+#include <map>
+
 #include "model/weights.h"
 
 namespace ostro::builder {
@@ -20,9 +22,11 @@ class DummySource final : public model::WeightSource {
   quant::Weight ones(const model::TensorSlice& slice, ops::Backend& backend,
                      std::vector<Buffer>& owned) const;
 
+  View quantiles(DType dtype, ops::Backend& backend);
+
   DType dtype_;
   std::uint64_t seed_;
-  Buffer quantiles_;  // on the device
+  std::map<DType, Buffer> quantiles_;  // on the device
 };
 
 }  // namespace ostro::builder

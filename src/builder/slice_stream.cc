@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "quant/e4m3.h"
 
 namespace ostro::builder {
 namespace {
@@ -21,6 +22,21 @@ Range intersect(const Range& a, const Range& b) {
 }
 
 DType type_of(const SourceBlock& block) { return *checkpoint::to_dtype(block.part.info->type); }
+
+std::string named(const SourceMatrix& source) {
+  const checkpoint::Checkpoint::Part& part = source.blocks.front().part;
+  return text(part.file->map.path().string(), ": tensor \"", part.info->name, '"');
+}
+
+void require_finite(const SourceMatrix& source, const float* values, std::int64_t n) {
+  std::uint32_t most = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(values[i]) & 0x7fffffffu;
+    most = magnitude > most ? magnitude : most;
+  }
+  OSTRO_REQUIRE(most < 0x7f800000u, named(source),
+                " has values that are not finite: fp8 weights cannot hold them");
+}
 
 }  // namespace
 
@@ -41,12 +57,19 @@ void SliceStream::copy(const SourceMatrix& source, const model::TensorSlice& sli
                        const ByteSink& sink) {
   OSTRO_CHECK(source.rows == slice.rows && source.cols == slice.cols, slice.name, " is [",
               slice.rows, ',', slice.cols, "], its source [", source.rows, ',', source.cols, ']');
+  if (slice.dtype == DType::f8e4m3) return quantise(source, slice, sink);
+  dtype_ = slice.dtype;
   for (const SourceBlock& b : source.blocks) {
     const bool inside = b.rows.begin <= slice.row_range.begin && slice.row_range.end <= b.rows.end;
     if (inside && b.cols == slice.col_range && b.stride == b.cols.size() && !b.transposed &&
         source.interleaved_head_dim == 0 && type_of(b) == dtype_)
       return copy_run(b, slice, sink);
   }
+  copy_rows(source, slice, sink);
+}
+
+void SliceStream::copy_rows(const SourceMatrix& source, const model::TensorSlice& slice,
+                            const ByteSink& sink) {
   by_rows(slice, sink, [&](Range rows) {
     for (const SourceBlock& b : source.blocks) {
       if (b.transposed)
@@ -54,7 +77,7 @@ void SliceStream::copy(const SourceMatrix& source, const model::TensorSlice& sli
       else
         gather(source, b, rows, slice.col_range);
     }
-    check_finite(source, rows.size() * slice.col_range.size());
+    check_halves(source, rows.size() * slice.col_range.size());
   });
   for (const SourceBlock& b : source.blocks)
     if (b.transposed) {
@@ -62,6 +85,39 @@ void SliceStream::copy(const SourceMatrix& source, const model::TensorSlice& sli
       b.part.release(std::size_t(b.first) * element,
                      std::size_t(b.cols.size() * b.stride) * element);
     }
+}
+
+// The whole rows in f32, of which the slice takes its columns.
+void SliceStream::quantise(const SourceMatrix& source, const model::TensorSlice& slice,
+                           const ByteSink& sink) {
+  model::TensorSlice whole = slice;
+  whole.col_range = {0, slice.cols};
+  whole.dtype = dtype_ = DType::f32;
+  const std::int64_t width = slice.col_range.size();
+  std::vector<float>& scales = scales_[slice.name];
+  scales.clear();
+  copy_rows(source, whole, [&](std::span<const std::byte> bytes) {
+    const auto* values = reinterpret_cast<const float*>(bytes.data());
+    const std::int64_t rows = std::int64_t(bytes.size() / sizeof(float)) / slice.cols;
+    require_finite(source, values, rows * slice.cols);
+    quantised_.resize(std::size_t(rows * width));
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const float* row = values + r * slice.cols;
+      const float amax = quant::e4m3_amax(row, slice.cols);
+      quant::e4m3_encode(row + slice.col_range.begin, width, quant::e4m3_factor(amax),
+                         quantised_.data() + r * width);
+      scales.push_back(quant::e4m3_scale(amax));
+    }
+    sink(std::as_bytes(std::span(quantised_)));
+  });
+}
+
+void SliceStream::scales(const model::TensorSlice& slice, const ByteSink& sink) {
+  const std::string weight = slice.name.substr(0, slice.name.rfind('.'));
+  const auto kept = scales_.extract(weight);
+  OSTRO_CHECK(kept && std::int64_t(kept.mapped().size()) == slice.row_range.size(), slice.name,
+              " comes before its weight");
+  sink(std::as_bytes(std::span(kept.mapped())));
 }
 
 // The slice lies in the file as it will in the engine.
@@ -137,20 +193,20 @@ void SliceStream::read_run(const SourceBlock& block, std::int64_t first, std::in
   convert(raw_.data(), type, out, dtype_, std::size_t(elements));
 }
 
-void SliceStream::check_finite(const SourceMatrix& source, std::int64_t elements) const {
+void SliceStream::check_halves(const SourceMatrix& source, std::int64_t elements) const {
   if (dtype_ != DType::f16) return;
   constexpr std::uint16_t kExponent = 0x7c00;  // all ones: infinity or NaN
   const auto* bits = reinterpret_cast<const std::uint16_t*>(buffer_.data());
   bool finite = true;
   for (std::int64_t i = 0; i < elements; ++i) finite &= (bits[i] & kExponent) != kExponent;
-  const checkpoint::Checkpoint::Part& part = source.blocks.front().part;
-  OSTRO_REQUIRE(finite, part.file->map.path().string(), ": tensor \"", part.info->name,
-                "\" has values that float16 cannot hold (its largest is 65504): build with --dtype "
+  OSTRO_REQUIRE(finite, named(source),
+                " has values that float16 cannot hold (its largest is 65504): build with --dtype "
                 "bfloat16 or float32");
 }
 
 void SliceStream::draw(const DummyWeights& dummy, const model::TensorSlice& slice,
                        const ByteSink& sink) {
+  dtype_ = slice.dtype;
   const bool norm = slice.name.ends_with("norm");
   const std::int64_t width = slice.col_range.size();
   by_rows(slice, sink, [&](Range rows) {
@@ -165,6 +221,8 @@ void SliceStream::draw(const DummyWeights& dummy, const model::TensorSlice& slic
       }
     }
   });
+  if (dtype_ == DType::f8e4m3)
+    scales_[slice.name].assign(std::size_t(slice.row_range.size()), dummy_e4m3_scale());
 }
 
 }  // namespace ostro::builder

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -14,19 +15,21 @@ namespace ostro::builder {
 // Takes the next bytes of the slice; they are valid during the call.
 using ByteSink = std::function<void(std::span<const std::byte>)>;
 
-// Belongs to one thread. Memory: a buffer of 4 MB, another where elements are converted, and the
-// pages of a transposed matrix, which it reads through the map and releases at its end.
+// Belongs to one thread. Memory: a buffer of 4 MB, another where elements are converted or
+// quantised, the scales of quantised weights until they are asked for, and the pages of a
+// transposed matrix, which it reads through the map and releases at its end.
 class SliceStream {
  public:
-  // The elements come as `dtype`: f32, f16 or bf16.
-  explicit SliceStream(DType dtype) : dtype_(dtype) {}
-
-  // From a checkpoint, rounded to nearest even. Throws InvalidArgument naming the tensor if float16
-  // cannot hold a value.
+  // From a checkpoint, rounded to nearest even to the slice's dtype. f8e4m3 elements are quantised
+  // by quant/e4m3.h, a scale from the whole row of the whole matrix. Throws InvalidArgument naming
+  // the tensor if float16 cannot hold a value, or if a value to quantise is not finite.
   void copy(const SourceMatrix& source, const model::TensorSlice& slice, const ByteSink& sink);
 
   // At random; a norm is all ones.
   void draw(const DummyWeights& dummy, const model::TensorSlice& slice, const ByteSink& sink);
+
+  // The scales of a weight that was streamed before.
+  void scales(const model::TensorSlice& slice, const ByteSink& sink);
 
  private:
   // Calls fill(rows) for the slice's rows, as many as fit the buffer at once, and passes them on.
@@ -35,16 +38,20 @@ class SliceStream {
   std::byte* at(std::int64_t element) {
     return buffer_.data() + std::size_t(element) * size_of(dtype_);
   }
+  void copy_rows(const SourceMatrix& source, const model::TensorSlice& slice, const ByteSink& sink);
   void copy_run(const SourceBlock& block, const model::TensorSlice& slice, const ByteSink& sink);
+  void quantise(const SourceMatrix& source, const model::TensorSlice& slice, const ByteSink& sink);
   void gather(const SourceMatrix& source, const SourceBlock& block, Range rows, Range cols);
   void transpose(const SourceBlock& block, Range rows, Range cols);
   void read_run(const SourceBlock& block, std::int64_t first, std::int64_t elements,
                 std::byte* out);
-  void check_finite(const SourceMatrix& source, std::int64_t elements) const;
+  void check_halves(const SourceMatrix& source, std::int64_t elements) const;
 
-  DType dtype_;
+  DType dtype_ = DType::bf16;  // of the elements in buffer_
   std::vector<std::byte> buffer_;
   std::vector<std::byte> raw_;  // before conversion
+  std::vector<f8e4m3> quantised_;
+  std::map<std::string, std::vector<float>> scales_;  // by the weight's name
 };
 
 }  // namespace ostro::builder

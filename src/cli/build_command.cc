@@ -140,9 +140,12 @@ void BuildFlags::add_recorded(CLI::App& app) {
 }
 
 void BuildFlags::add_quantisation(CLI::App& app) {
+  const char* built = "Quantisation";
+  app.add_flag("--enable_fp8,--use_fp8", fp8,
+               "q, k, v, o and the experts in fp8 (e4m3) with a scale for each output")
+      ->group(built);
+  app.add_flag("--fp8_kv_cache", fp8_kv, "keys and values in fp8 (e4m3)")->group(built);
   const char* group = "Not built yet (refused)";
-  app.add_flag("--enable_fp8,--use_fp8", fp8, "")->group(group);
-  app.add_flag("--fp8_kv_cache", fp8_kv, "")->group(group);
   app.add_flag("--int8_kv_cache", int8_kv, "")->group(group);
   app.add_flag("--use_weight_only", weight_only, "")->group(group);
   app.add_option("--weight_only_precision", weight_only_precision, "")->group(group);
@@ -156,8 +159,6 @@ void BuildFlags::add_quantisation(CLI::App& app) {
 
 void BuildFlags::refuse_what_is_not_built() const {
   const std::pair<const char*, bool> refused[] = {
-      {"--enable_fp8", fp8},
-      {"--fp8_kv_cache", fp8_kv},
       {"--int8_kv_cache", int8_kv},
       {"--use_weight_only", weight_only},
       {"--weight_only_precision", !weight_only_precision.empty()},
@@ -169,7 +170,8 @@ void BuildFlags::refuse_what_is_not_built() const {
       {"--per_token", per_token}};
   for (const auto& [flag, given] : refused)
     OSTRO_SUPPORTED(!given, flag,
-                    " is not built yet: weights and KV cache are float32, float16 or ", "bfloat16");
+                    " is not built yet: weights and KV cache are float32, float16, bfloat16 or ",
+                    "fp8");
   OSTRO_SUPPORTED(limits.max_beam_width == 1, "--max_beam_width ", limits.max_beam_width,
                   ": beam search is not built yet; there is: 1");
   OSTRO_REQUIRE(target == "neutral" || target == "cpu" || target == "cuda", "--target is \"",
@@ -243,6 +245,9 @@ EngineConfig engine_config(const BuildFlags& flags, const checkpoint::Checkpoint
                 "--moe_renorm_mode is \"", flags.renorm_mode, "\"; it must be RENORMALIZE or NONE");
   e.model.renormalize = flags.renorm_mode == "RENORMALIZE" || flags.renorm_mode == "1";
   if (flags.dtype != "auto") e.model.dtype = model::parse_dtype(flags.dtype);
+  using Format = model::Quantization::Format;
+  e.model.quantization = {.weights = flags.fp8 ? Format::fp8 : Format::none,
+                          .kv_cache = flags.fp8_kv ? Format::fp8 : Format::none};
   model::check(e.model);
   e.mapping = flags.checked_mapping(e.model);
   e.limits = flags.limits;

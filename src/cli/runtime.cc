@@ -55,6 +55,9 @@ model::EngineConfig dummy_config(const RuntimeFlags& flags) {
   e.model = flags.shape.model();
   flags.shape.apply(e.model);
   if (flags.dtype != "auto") e.model.dtype = model::parse_dtype(flags.dtype);
+  using Format = model::Quantization::Format;
+  e.model.quantization = {.weights = flags.fp8 ? Format::fp8 : Format::none,
+                          .kv_cache = flags.fp8_kv ? Format::fp8 : Format::none};
   model::check(e.model);
   e.limits.max_input_len = e.limits.max_output_len = e.model.context;
   e.dummy = true;
@@ -108,14 +111,17 @@ DeviceOfRank make_backend(const RuntimeFlags& flags, const comm::World& world, c
   d.ranks = d.backend ? int(ceil_div(here, std::max(gpus, 1))) : here;
   const int cores = cores_of_rank(world);
   if (!d.backend)
-    d.backend =
-        cpu::make_backend({.threads = flags.threads > 0 ? flags.threads : cores, .isa = "auto"});
+    d.backend = cpu::make_backend({.threads = flags.threads > 0 ? flags.threads : cores,
+                                   .isa = "auto",
+                                   .emulate_e4m3_activations = flags.emulate_fp8_activations});
   return d;
 }
 
 void check_shape(const RuntimeFlags& flags) {
-  OSTRO_REQUIRE(flags.dummy_weights || (!flags.shape.given() && flags.dtype == "auto"),
-                "--preset, --dtype and the shape flags (--n_layer, ...) go with --dummy_weights: "
+  OSTRO_REQUIRE(flags.dummy_weights ||
+                    (!flags.shape.given() && flags.dtype == "auto" && !flags.fp8 && !flags.fp8_kv),
+                "--preset, --dtype, --enable_fp8, --fp8_kv_cache and the shape flags (--n_layer, "
+                "...) go with --dummy_weights: "
                 "an engine has its own");
 }
 
@@ -186,6 +192,10 @@ void RuntimeFlags::add(CLI::App& app) {
   app.add_option("--dtype", dtype, "with --dummy_weights: auto, float32, float16 or bfloat16")
       ->capture_default_str()
       ->group("Shape with --dummy_weights (default: LLaMA-7B)");
+  app.add_flag("--enable_fp8", fp8, "with --dummy_weights: as of build")
+      ->group("Shape with --dummy_weights (default: LLaMA-7B)");
+  app.add_flag("--fp8_kv_cache", fp8_kv, "with --dummy_weights: as of build")
+      ->group("Shape with --dummy_weights (default: LLaMA-7B)");
   app.add_option("--device", device, "auto (a GPU if there is one), cpu or cuda")
       ->capture_default_str();
   app.add_flag("--share_gpus", share_gpus, "ranks of a host may share its GPUs");
@@ -205,6 +215,8 @@ void RuntimeFlags::add(CLI::App& app) {
   app.add_option("--cuda_graphs", cuda_graphs,
                  "replay decode steps on a GPU as graphs, one rank only; the results are the same")
       ->capture_default_str();
+  app.add_flag("--emulate_fp8_activations", emulate_fp8_activations,
+               "a CPU rounds the activations of fp8 weights as a GPU does");
   log.add(app, "error");
 }
 
@@ -271,6 +283,10 @@ int run_on_ranks(const RuntimeFlags& flags, std::int64_t max_logit_rows,
   std::unique_ptr<checkpoint::EngineReader> engine;
   if (!flags.dummy_weights) engine = std::make_unique<checkpoint::EngineReader>(flags.engine_dir);
   const model::EngineConfig config = engine ? read_config(*engine) : dummy_config(flags);
+  OSTRO_REQUIRE(!flags.emulate_fp8_activations ||
+                    config.model.quantization.weights == model::Quantization::Format::fp8,
+                "--emulate_fp8_activations goes with fp8 weights, but those of this engine are ",
+                model::dtype_flag(config.model.dtype));
   const model::Mapping mapping = chosen_mapping(flags, config);
   if (config.dummy && prints())
     std::fputs("ostro: this engine has dummy weights: what it generates means nothing\n", stderr);

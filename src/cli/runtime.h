@@ -25,6 +25,8 @@ struct RuntimeFlags {
   std::int64_t kv_tokens = 0;
   bool cuda_graphs = true;
   bool share_gpus = false;
+  bool fp8 = false, fp8_kv = false;  // with dummy_weights
+  bool emulate_fp8_activations = false;
   LogFlag log;
 
   void add(CLI::App& app);

@@ -24,6 +24,14 @@ struct RopeScaling {
   std::int64_t original_context = 0;  // dynamic, llama3: tokens
 };
 
+// What an engine stores in fewer bits than its dtype.
+struct Quantization {
+  enum class Format { none, fp8 };
+  Format weights = Format::none;   // of q, k, v, o and the experts: e4m3 of quant/weight.h
+  Format kv_cache = Format::none;  // f8e4m3, ops/attention.h
+  bool operator==(const Quantization&) const = default;
+};
+
 struct ModelConfig {
   std::string architecture;  // "MixtralForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"
   std::int64_t vocab = 0;
@@ -45,7 +53,11 @@ struct ModelConfig {
   DType dtype = DType::bf16;  // of the checkpoint, or of the engine
   std::int64_t bos = -1;      // -1: none
   std::vector<std::int64_t> eos;
+  Quantization quantization;  // of the engine
 
+  DType kv_dtype() const {
+    return quantization.kv_cache == Quantization::Format::fp8 ? DType::f8e4m3 : dtype;
+  }
   std::int64_t feed_forwards() const { return experts > 0 ? experts : 1; }
 };
 
@@ -66,6 +78,11 @@ ModelConfig from_params(std::string_view text, std::string_view source, std::int
 // The "model" section of an engine's config.json, both ways.
 nlohmann::json to_json(const ModelConfig&);
 ModelConfig from_engine(const nlohmann::json& section, std::string_view source);
+
+// An engine's "quantization", both ways: {"weights": "fp8", "kv_cache": "none"}. Throws Unsupported
+// for a format that this build does not have.
+nlohmann::json to_json(const Quantization&);
+Quantization quantization_from_engine(const nlohmann::json& section, std::string_view source);
 
 // "mixtral-8x7b", "mixtral-8x22b" or "llama-7b", for engines of dummy weights.
 ModelConfig preset(std::string_view name);

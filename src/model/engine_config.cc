@@ -24,6 +24,24 @@ void check(const EngineLimits& l, const ModelConfig& c) {
                 ", the context of the model ", c.context);
 }
 
+json to_json(const Quantization& q) {
+  const auto format = [](Quantization::Format f) {
+    return f == Quantization::Format::fp8 ? "fp8" : "none";
+  };
+  return {{"weights", format(q.weights)}, {"kv_cache", format(q.kv_cache)}};
+}
+
+Quantization quantization_from_engine(const json& section, std::string_view source) {
+  const JsonObject o(section, source);
+  const auto format = [&](const char* what) {
+    const std::string name = o.string(what);
+    OSTRO_SUPPORTED(name == "none" || name == "fp8", source, ": quantization of ", what, " is \"",
+                    name, "\"; this build has: none fp8");
+    return name == "fp8" ? Quantization::Format::fp8 : Quantization::Format::none;
+  };
+  return {.weights = format("weights"), .kv_cache = format("kv_cache")};
+}
+
 json to_json(const EngineConfig& e, const json& flags) {
   const EngineLimits& l = e.limits;
   return {{"model", to_json(e.model)},
@@ -35,7 +53,7 @@ json to_json(const EngineConfig& e, const json& flags) {
             {"max_beam_width", l.max_beam_width},
             {"max_num_tokens", l.max_num_tokens},
             {"tokens_per_block", l.tokens_per_block}}},
-          {"quantization", {{"weights", "none"}, {"kv_cache", "none"}}},
+          {"quantization", to_json(e.model.quantization)},
           {"target", e.target},
           {"dummy", e.dummy},
           {"flags", flags}};
@@ -57,10 +75,7 @@ EngineConfig parse_engine_config(std::string_view text, std::string_view source)
               .max_num_tokens = limits.integer("max_num_tokens", 1, kMost),
               .tokens_per_block = limits.integer("tokens_per_block", 1, kMost)};
   check(e.limits, e.model);
-  const JsonObject quantization(o.at("quantization"), source);
-  for (const char* what : {"weights", "kv_cache"})
-    OSTRO_SUPPORTED(quantization.string(what) == "none", source, ": quantization of ", what,
-                    " is \"", quantization.string(what), "\"; this build has: none");
+  e.model.quantization = quantization_from_engine(o.at("quantization"), source);
   e.target = o.string_or("target", "neutral");
   e.dummy = o.boolean_or("dummy", false);
   return e;

@@ -86,7 +86,16 @@ std::vector<TensorSlice> tensors_of(const ModelConfig& c, const Mapping& m, std:
   std::vector<TensorSlice> list;
   const auto add = [&](std::string name, std::int64_t rows, std::int64_t cols, Range row_range,
                        Range col_range) {
-    list.push_back({std::move(name), rows, cols, row_range, col_range});
+    list.push_back({std::move(name), c.dtype, rows, cols, row_range, col_range});
+  };
+  // The last `count` matrices become quantised ones, followed by their scales.
+  const auto quantise = [&](std::size_t count) {
+    if (c.quantization.weights == Quantization::Format::none) return;
+    for (std::size_t i = list.size() - count, end = list.size(); i < end; ++i) {
+      list[i].dtype = DType::f8e4m3;
+      list.push_back(
+          {scale_name(list[i].name), DType::f32, list[i].rows, 1, list[i].row_range, one});
+    }
   };
 
   if (s.first_stage) add("embedding", c.vocab, c.hidden, s.embedding_rows, s.embedding_cols);
@@ -98,7 +107,9 @@ std::vector<TensorSlice> tensors_of(const ModelConfig& c, const Mapping& m, std:
     add(layer + "q", c.heads * c.head_dim, c.hidden, q, hidden);
     add(layer + "k", c.kv_heads * c.head_dim, c.hidden, kv, hidden);
     add(layer + "v", c.kv_heads * c.head_dim, c.hidden, kv, hidden);
+    quantise(3);
     add(layer + "o", c.hidden, c.heads * c.head_dim, hidden, q);
+    quantise(1);
     add(layer + "mlp_norm", 1, c.hidden, one, hidden);
     if (c.experts > 0) add(layer + "router", c.experts, c.hidden, {0, c.experts}, hidden);
     for (std::int64_t e = s.experts.begin; e < s.experts.end; ++e) {
@@ -106,6 +117,7 @@ std::vector<TensorSlice> tensors_of(const ModelConfig& c, const Mapping& m, std:
       add(expert + "gate", c.inter, c.hidden, s.inter, hidden);
       add(expert + "up", c.inter, c.hidden, s.inter, hidden);
       add(expert + "down", c.hidden, c.inter, hidden, s.inter);
+      quantise(3);
     }
   }
   if (s.last_stage) {

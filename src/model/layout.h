@@ -52,11 +52,16 @@ RankShape shape_of(const ModelConfig&, const Mapping&, std::int64_t rank);
 // A rank's part of a logical matrix.
 struct TensorSlice {
   std::string name;
+  DType dtype = DType::bf16;
   std::int64_t rows = 0;  // of the whole matrix
   std::int64_t cols = 0;
   Range row_range;
   Range col_range;
 };
+
+// The matrix [rows, 1] f32 of a quantised weight's scales, one for each of its rows.
+inline std::string scale_name(const std::string& weight) { return weight + ".scale"; }
+inline bool is_scale(const std::string& name) { return name.ends_with(".scale"); }
 
 // Everything the rank holds, in file order: q, k, v and the experts' parts stand side by side, so
 // that a rank file of the same mapping is used where it lies.
@@ -67,7 +72,10 @@ struct TensorSlice {
 //   layers.I.experts.E.gate, .up [inter, hidden]   layers.I.experts.E.down [hidden, inter]
 //   norm       [1, hidden]                         lm_head [vocab, hidden]
 //
-// Dense models have experts.0 alone. With tied embeddings lm_head holds the embedding's rows.
+// All are of the model's dtype. Where weights are quantised, q, k, v, o, gate, up and down are
+// f8e4m3 and a matrix .scale [rows, 1] f32 of each follows, after q, k, v and after gate, up, down
+// together. Dense models have experts.0 alone. With tied embeddings lm_head holds the embedding's
+// rows.
 std::vector<TensorSlice> tensors_of(const ModelConfig&, const Mapping&, std::int64_t rank);
 
 }  // namespace ostro::model

@@ -83,7 +83,7 @@ std::int64_t kv_bytes_per_token(const ModelConfig& config, const Mapping& mappin
                                 std::int64_t rank) {
   const RankShape s = shape_of(config, mapping, rank);
   return 2 * s.layers.size() * s.kv_heads.size() * config.head_dim *
-         std::int64_t(size_of(config.dtype));
+         std::int64_t(size_of(config.kv_dtype()));
 }
 
 Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t rank, Weights weights,
@@ -93,6 +93,9 @@ Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t ran
       weights_(std::move(weights)),
       limits_(limits),
       backend_(backend),
+      activations_(config.quantization.weights == Quantization::Format::none
+                       ? ops::Activations::as_is
+                       : backend.e4m3_activations()),
       groups_(groups),
       buffers_(std::make_unique<Buffers>()) {
   Buffers& b = *buffers_;
@@ -141,13 +144,13 @@ Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t ran
   carve(cut);
 
   const std::int64_t cache_rows = limits.kv_blocks * shape_.kv_heads.size() * limits.block_tokens;
-  const std::size_t cache_bytes = std::size_t(cache_rows * head_dim) * size_of(config.dtype);
+  const std::size_t cache_bytes = std::size_t(cache_rows * head_dim) * size_of(config.kv_dtype());
   const std::size_t layers = weights_.layers.size();
   b.kv = backend.allocate(2 * layers * cache_bytes);
   for (std::size_t i = 0; i < layers; ++i)
     b.caches.push_back(
-        {.k = b.kv.view(config.dtype, cache_rows, head_dim, 2 * i * cache_bytes),
-         .v = b.kv.view(config.dtype, cache_rows, head_dim, (2 * i + 1) * cache_bytes),
+        {.k = b.kv.view(config.kv_dtype(), cache_rows, head_dim, 2 * i * cache_bytes),
+         .v = b.kv.view(config.kv_dtype(), cache_rows, head_dim, (2 * i + 1) * cache_bytes),
          .kv_heads = shape_.kv_heads.size(),
          .block_tokens = limits.block_tokens});
   if (!dynamic) {
@@ -298,7 +301,7 @@ void Model::layer(std::size_t index, bool add_branch) {
                                .weight = w.attention_norm,
                                .y = now.h,
                                .eps = eps});
-  backend_.run(ops::Linear{.x = now.h, .w = w.qkv, .y = now.qkv});
+  backend_.run(ops::Linear{.x = now.h, .w = w.qkv, .y = now.qkv, .activations = activations_});
   backend_.run(ops::RotaryAppend{.qkv = now.qkv,
                                  .cos_sin = now.cos_sin,
                                  .requests = now.arrays.requests,
@@ -311,7 +314,8 @@ void Model::layer(std::size_t index, bool add_branch) {
                                    .heads = heads,
                                    .scale = float(1 / std::sqrt(double(config_.head_dim))),
                                    .window = config_.window});
-  backend_.run(ops::Linear{.x = now.attention, .w = w.o, .y = now.branch});
+  backend_.run(
+      ops::Linear{.x = now.attention, .w = w.o, .y = now.branch, .activations = activations_});
   groups_.tp->all_reduce_sum(now.branch);
 
   backend_.run(ops::AddRmsNorm{
@@ -330,7 +334,8 @@ void Model::layer(std::size_t index, bool add_branch) {
                               .weights = now.expert_weights,
                               .local = w.experts,
                               .first_expert = shape_.experts.begin,
-                              .y = now.branch});
+                              .y = now.branch,
+                              .activations = activations_});
   groups_.tp->all_reduce_sum(now.branch);
 }
 

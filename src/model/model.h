@@ -71,6 +71,7 @@ class Model {
   Weights weights_;
   StepLimits limits_;
   ops::Backend& backend_;
+  ops::Activations activations_;  // of products with quantised weights
   RankGroups groups_;
   std::int64_t blocks_each_ = 0;   // of the longest sequence
   std::int64_t dynamic_half_ = 0;  // head_dim / 2 with dynamic rotary scaling

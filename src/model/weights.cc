@@ -40,12 +40,22 @@ class Loader {
 
 quant::Weight EngineWeights::load(std::span<const TensorSlice> stacked, ops::Backend& backend,
                                   std::vector<Buffer>& owned) {
-  std::vector<checkpoint::Slice> parts;
-  for (const TensorSlice& s : stacked) parts.push_back({s.name, s.row_range, s.col_range});
-  checkpoint::HostMatrix host = engine_.read(parts);
-  const quant::Weight placed = backend.place({.data = host.view, .scale = {}});
-  const bool in_place = placed.data.data == host.view.data;
-  if (in_place && host.owned.data()) owned.push_back(std::move(host.owned));
+  std::vector<checkpoint::Slice> parts, scales;
+  for (const TensorSlice& s : stacked) {
+    parts.push_back({s.name, s.row_range, s.col_range});
+    if (s.dtype == DType::f8e4m3) scales.push_back({scale_name(s.name), s.row_range, {0, 1}});
+  }
+  checkpoint::HostMatrix data = engine_.read(parts), scale;
+  if (!scales.empty()) {
+    scale = engine_.read(scales);
+    scale.view = matrix(scale.view.data, scale.view.dtype, 1, scale.view.rows);
+  }
+  const quant::Weight placed = backend.place({.data = data.view, .scale = scale.view});
+  const auto keep = [&](const View& view, checkpoint::HostMatrix& host) {
+    if (view.data == host.view.data && host.owned.data()) owned.push_back(std::move(host.owned));
+  };
+  keep(placed.data, data);
+  keep(placed.scale, scale);
   return placed;
 }
 

@@ -32,8 +32,8 @@ struct Weights {
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
-  // The row-wise stack of the slices where `backend` reads it. Memory that the backend reads and
-  // does not own goes to `owned`.
+  // The row-wise stack of the slices, with their scales if they are quantised, where `backend`
+  // reads it. Memory that the backend reads and does not own goes to `owned`.
   virtual quant::Weight load(std::span<const TensorSlice> stacked, ops::Backend& backend,
                              std::vector<Buffer>& owned) = 0;
 };

@@ -4,33 +4,31 @@
 
 namespace ostro {
 
-// Binary16 has 5 exponent bits (bias 15) and 10 of mantissa; subnormals are exact multiples of
-// 2^-24.
+// Without branches, so that the loops of convert() become vector code.
+
+// Binary16 has 5 exponent bits (bias 15) and 10 of mantissa. A float's exponent is biased by 112
+// more; the product also makes subnormals right.
 float to_float(f16 x) {
   const std::uint32_t sign = std::uint32_t(x.bits & 0x8000u) << 16;
-  const std::uint32_t exponent = (x.bits >> 10) & 0x1f;
-  const std::uint32_t mantissa = x.bits & 0x3ffu;
-  if (exponent == 0) {
-    const float magnitude = float(mantissa) * 0x1p-24f;
-    return sign ? -magnitude : magnitude;
-  }
-  const std::uint32_t wide = exponent == 31 ? 0xffu : exponent + (127 - 15);
-  return std::bit_cast<float>(sign | (wide << 23) | (mantissa << 13));
+  const std::uint32_t magnitude = std::uint32_t(x.bits & 0x7fffu) << 13;
+  const auto finite = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112f);
+  constexpr std::uint32_t kInfinity = 0x7c00u << 13;
+  return std::bit_cast<float>(sign | (magnitude >= kInfinity ? magnitude | 0x7f800000u : finite));
 }
 
 f16 to_f16(float x) {
   const auto u = std::bit_cast<std::uint32_t>(x);
-  const std::uint16_t sign = std::uint16_t((u >> 16) & 0x8000u);
+  const std::uint32_t sign = (u >> 16) & 0x8000u;
   const std::uint32_t magnitude = u & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return {std::uint16_t(sign | 0x7e00u)};
-  if (magnitude >= 0x477ff000u) return {std::uint16_t(sign | 0x7c00u)};  // rounds to 65536 or more
-  if (magnitude < 0x38800000u) {                                         // below 2^-14: subnormal
-    // Adding 0.5 puts the units of 2^-24 at the end of the mantissa, rounded by the FPU.
-    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
-    return {std::uint16_t(sign | (std::bit_cast<std::uint32_t>(shifted) - 0x3f000000u))};
-  }
-  const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1);
-  return {std::uint16_t(sign | ((rounded >> 13) - ((127 - 15) << 10)))};
+  const std::uint32_t normal =
+      ((magnitude + 0xfffu + ((magnitude >> 13) & 1)) >> 13) - ((127 - 15) << 10);
+  // Below 2^-14: adding 0.5 puts the units of 2^-24 at the end of the mantissa, rounded by the FPU.
+  const std::uint32_t tiny =
+      std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  std::uint32_t value = magnitude < 0x38800000u ? tiny : normal;
+  value = magnitude >= 0x477ff000u ? 0x7c00u : value;  // rounds to 65536 or more
+  value = magnitude > 0x7f800000u ? 0x7e00u : value;
+  return {std::uint16_t(sign | value)};
 }
 
 float to_float(f8e4m3 x) {

@@ -59,10 +59,12 @@ void expect_slices(const EngineReader& engine, const EngineReader& whole,
     }
 }
 
-void expect_reshards(const fs::path& source_dir, std::size_t least) {
+void expect_reshards(const fs::path& source_dir, std::size_t least,
+                     const model::Quantization& quantization = {}) {
   TempDir dir;
   const checkpoint::Checkpoint source(source_dir);
-  const auto config = model_of(source);
+  auto config = model_of(source);
+  config.quantization = quantization;
   build(options_for(config, dir / "whole"), &source);
   const EngineReader whole(dir / "whole");
   whole.verify();
@@ -82,6 +84,49 @@ TEST(Build, AnyMappingLoadsAsAnyOther) {
   expect_reshards(kGolden / "mixtral_odd_heads", 6);
   expect_reshards(kGolden / "mixtral_merged_experts", 6);
   expect_reshards(kGolden / "llama_dense", 6);
+}
+
+// A scale comes from a row of the whole matrix, however its columns are spread over ranks.
+TEST(Build, AnyMappingOfFp8LoadsAsAnyOther) {
+  const model::Quantization fp8{.weights = model::Quantization::Format::fp8};
+  expect_reshards(kGolden / "mixtral_odd_heads", 6, fp8);
+  expect_reshards(kGolden / "mixtral_merged_experts", 6, fp8);
+}
+
+// W = decoded within half a unit of e4m3, and the largest of a row exactly (two roundings).
+TEST(Build, Fp8WeightsAreTheCheckpointRounded) {
+  TempDir dir;
+  const checkpoint::Checkpoint source(kTiny);
+  auto config = model_of(source);
+  build(options_for(config, dir / "plain"), &source);
+  config.quantization.weights = model::Quantization::Format::fp8;
+  build(options_for(config, dir / "fp8"), &source);
+  const EngineReader plain(dir / "plain"), fp8(dir / "fp8");
+  for (const std::string name : {"layers.5.q", "layers.0.o", "layers.2.experts.7.down"}) {
+    SCOPED_TRACE(name);
+    const auto shape = plain.shape_of(name);
+    const Range rows{0, shape.rows}, cols{0, shape.cols};
+    const auto want = plain.read({name, rows, cols}), got = fp8.read({name, rows, cols});
+    const auto scale = fp8.read({name + ".scale", rows, {0, 1}});
+    ASSERT_EQ(got.view.dtype, DType::f8e4m3);
+    std::vector<float> w(std::size_t(shape.cols));
+    for (std::int64_t r = 0; r < shape.rows; ++r) {
+      const float s = scale.view.row<const float>(r)[0];
+      convert(static_cast<const char*>(want.view.data) + r * shape.cols * 2, DType::bf16, w.data(),
+              DType::f32, w.size());
+      float amax = 0;
+      for (std::int64_t c = 0; c < shape.cols; ++c) {
+        const double value = w[std::size_t(c)];
+        amax = std::max(amax, float(std::abs(value)));
+        ASSERT_NEAR(double(to_float(got.view.row<const f8e4m3>(r)[c])) * s, value,
+                    1.0001 * std::max(std::abs(value) * 0x1p-4, double(s) * 0x1p-10))
+            << r << ' ' << c;
+      }
+      ASSERT_FLOAT_EQ(s, amax / 448);
+    }
+  }
+  for (const char* name : {"embedding", "lm_head", "layers.3.router", "layers.0.mlp_norm"})
+    EXPECT_EQ(fp8.shape_of(name).dtype, config.dtype) << name;
 }
 
 TEST(Build, TinyMixtralIsTheCheckpointByteForByte) {

@@ -45,9 +45,6 @@ class BuildFlags(ostro.BadInput):
 
     def test_not_built_yet(self):
         for flag in (
-            "--enable_fp8",
-            "--use_fp8",
-            "--fp8_kv_cache",
             "--int8_kv_cache",
             "--use_weight_only",
             "--use_smooth_quant",
@@ -58,7 +55,7 @@ class BuildFlags(ostro.BadInput):
                 self.assertRegex(
                     message,
                     "^--[a-z0-9_]+ is not built yet: weights and KV cache are "
-                    "float32, float16 or bfloat16$",
+                    "float32, float16, bfloat16 or fp8$",
                 )
 
     def test_values(self):

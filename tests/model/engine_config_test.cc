@@ -48,6 +48,20 @@ TEST(EngineConfig, SurvivesJson) {
   EXPECT_EQ(e.limits.tokens_per_block, 32);
   EXPECT_EQ(e.target, "cpu");
   EXPECT_TRUE(e.dummy);
+  EXPECT_EQ(e.model.quantization, Quantization{});
+}
+
+TEST(EngineConfig, QuantizationSurvivesJson) {
+  using Format = Quantization::Format;
+  for (const Quantization q : {Quantization{.weights = Format::fp8},
+                               {.kv_cache = Format::fp8},
+                               {.weights = Format::fp8, .kv_cache = Format::fp8}}) {
+    EngineConfig e = example();
+    e.model.quantization = q;
+    EXPECT_EQ(
+        parse_engine_config(to_json(e, json::object()).dump(), "config.json").model.quantization,
+        q);
+  }
 }
 
 TEST(EngineConfig, RefusesWhatIsMissingOrWrong) {
@@ -71,7 +85,7 @@ TEST(EngineConfig, RefusesWhatIsMissingOrWrong) {
   bad = good;
   bad["quantization"]["weights"] = "int4";
   EXPECT_EQ(refusal<Unsupported>(bad),
-            "config.json: quantization of weights is \"int4\"; this build has: none");
+            "config.json: quantization of weights is \"int4\"; this build has: none fp8");
 }
 
 TEST(EngineLimits, Refusals) {

@@ -204,6 +204,52 @@ TEST(Layout, QkvAndTheExpertsPartsStandSideBySide) {
   EXPECT_EQ(names.back(), "lm_head");
 }
 
+TEST(Layout, QuantisedWeightsAreFollowedByTheirScales) {
+  ModelConfig c = mixtral();
+  c.quantization.weights = Quantization::Format::fp8;
+  const auto list = tensors_of(c, mapping_of(2, 1), 1);
+  std::vector<std::string> names;
+  for (const TensorSlice& s : list) {
+    names.push_back(s.name);
+    if (!is_scale(s.name)) continue;
+    EXPECT_EQ(s.dtype, DType::f32);
+    EXPECT_EQ(s.cols, 1);
+    const auto weight = std::find_if(list.begin(), list.end(), [&](const TensorSlice& w) {
+      return scale_name(w.name) == s.name;
+    });
+    ASSERT_LT(weight - list.begin(), &s - list.data()) << s.name;
+    EXPECT_EQ(weight->dtype, DType::f8e4m3);
+    EXPECT_EQ(weight->rows, s.rows);
+    EXPECT_EQ(weight->row_range, s.row_range);
+  }
+  const std::vector<std::string> start = {"embedding",
+                                          "layers.0.attention_norm",
+                                          "layers.0.q",
+                                          "layers.0.k",
+                                          "layers.0.v",
+                                          "layers.0.q.scale",
+                                          "layers.0.k.scale",
+                                          "layers.0.v.scale",
+                                          "layers.0.o",
+                                          "layers.0.o.scale",
+                                          "layers.0.mlp_norm",
+                                          "layers.0.router",
+                                          "layers.0.experts.0.gate",
+                                          "layers.0.experts.0.up",
+                                          "layers.0.experts.0.down",
+                                          "layers.0.experts.0.gate.scale",
+                                          "layers.0.experts.0.up.scale",
+                                          "layers.0.experts.0.down.scale"};
+  ASSERT_GE(names.size(), start.size());
+  EXPECT_EQ(std::vector<std::string>(names.begin(), names.begin() + std::ptrdiff_t(start.size())),
+            start);
+  for (const TensorSlice& s : list)
+    if (s.name == "embedding" || s.name == "lm_head" || s.name.ends_with("norm") ||
+        s.name.ends_with("router")) {
+      EXPECT_EQ(s.dtype, c.dtype) << s.name;
+    }
+}
+
 TEST(Layout, RefusesWithTheRuleAndItsNumbers) {
   const ModelConfig c = mixtral();
   EXPECT_EQ(refusal(mapping_of(0, 1), c), "tp_size is 0 and pp_size is 1; both must be at least 1");

@@ -13,6 +13,9 @@ struct Case {
   std::vector<PagedRequest> requests;
   std::int64_t heads, kv_heads, head_dim, block_tokens, window;
   DType dtype;
+  bool e4m3_cache = false;
+
+  DType cache() const { return e4m3_cache ? DType::f8e4m3 : dtype; }
 };
 
 class Attention {
@@ -22,8 +25,8 @@ class Attention {
         pages_(c.requests, c.block_tokens, c.window),
         // A column range of [q | k | v], as in the model.
         qkv_(Matrix(c.dtype, pages_.tokens(), (c.heads + 2 * c.kv_heads) * c.head_dim).random(1)),
-        k_(pages_.cache(c.dtype, c.kv_heads, c.head_dim, 2, c.block_tokens % 3)),
-        v_(pages_.cache(c.dtype, c.kv_heads, c.head_dim, 3, c.block_tokens % 3)) {}
+        k_(pages_.cache(c.cache(), c.kv_heads, c.head_dim, 2, c.block_tokens % 3)),
+        v_(pages_.cache(c.cache(), c.kv_heads, c.head_dim, 3, c.block_tokens % 3)) {}
 
   Matrix output() const { return {c_.dtype, pages_.tokens(), c_.heads * c_.head_dim, 3}; }
 
@@ -47,7 +50,7 @@ class Attention {
   double bound(double want) const {
     std::int64_t longest = 1;
     for (const PagedRequest& r : c_.requests) longest = std::max(longest, r.context);
-    const double norms = 3 * double(c_.head_dim);  // |q| |k|, elements <= sqrt(3)
+    const double norms = 3.25 * double(c_.head_dim);  // |q| |k|, elements <= sqrt(3), e4m3: 1.75
     const double score_error = sum_error(c_.head_dim, norms * scale());
     const double relative = 2 * score_error + 48 * kF32 + 2 * sum_error(longest, 1);
     return 2 * relative * std::sqrt(3.0) + two_roundings(c_.dtype, want);
@@ -64,7 +67,7 @@ class Attention {
 void compare_with_reference(const Case& c) {
   SCOPED_TRACE(text("requests ", c.requests.size(), " heads ", c.heads, '/', c.kv_heads,
                     " head_dim ", c.head_dim, " block_tokens ", c.block_tokens, " window ",
-                    c.window, ' ', name(c.dtype)));
+                    c.window, ' ', name(c.dtype), " cache ", name(c.cache())));
   Attention attention(c);
   Matrix want = attention.output();
   reference(attention.op(want));
@@ -88,6 +91,45 @@ TEST(PagedAttention, MatchesReferenceForEveryHeadSize) {
   for (DType dtype : kFloats)
     for (std::int64_t head_dim : {1, 2, 8, 15, 16, 17, 24, 32, 64, 80, 96, 128, 160, 256})
       compare_with_reference({kMixed, 4, 2, head_dim, 16, 0, dtype});
+}
+
+TEST(PagedAttention, MatchesReferenceForAnE4m3Cache) {
+  for (DType dtype : kFloats) {
+    for (std::int64_t head_dim : {1, 8, 15, 17, 32, 64, 80, 128})
+      compare_with_reference({kMixed, 4, 2, head_dim, 16, 0, dtype, true});
+    compare_with_reference({kMixed, 6, 2, 24, 7, 15, dtype, true});
+    compare_with_reference({{{1, 300}, {9, 40}}, 32, 8, 128, 16, 0, dtype, true});
+    compare_with_reference({{{1, 2600}}, 2, 1, 32, 16, 1500, dtype, true});
+  }
+}
+
+// What a GPU or a CPU caches of a NaN must not look like a number.
+TEST(PagedAttention, KeepsANanOfAnE4m3Cache) {
+  for (DType dtype : kFloats)
+    for (bool in_key : {true, false}) {
+      SCOPED_TRACE(text(name(dtype), in_key ? " key" : " value"));
+      Matrix q = Matrix(dtype, 1, 32).random(1);
+      Matrix k = Matrix(DType::f8e4m3, 16, 32).random(2),
+             v = Matrix(DType::f8e4m3, 16, 32).random(3);
+      (in_key ? k : v).set(1, 5, std::nanf(""));
+      Matrix start = Matrix(DType::i32, 1, 2).integers({0, 1});
+      Matrix length = Matrix(DType::i32, 1, 1).integers({3});
+      Matrix table = Matrix(DType::i32, 1, 1).integers({0});
+      on_every_target(
+          [&](Backend& backend) {
+            Matrix y(dtype, 1, 32);
+            backend.run(PagedAttention{
+                .q = q.view(),
+                .requests = {start.view(), length.view(), table.view()},
+                .cache = {.k = k.view(), .v = v.view(), .kv_heads = 1, .block_tokens = 16},
+                .y = y.view(),
+                .heads = 1,
+                .scale = 0.2f});
+            backend.wait();
+            return std::vector<Matrix>{y};
+          },
+          [&](const std::vector<Matrix>& got) { EXPECT_TRUE(std::isnan(got[0](0, 5))); });
+    }
 }
 
 TEST(PagedAttention, MatchesReferenceForEveryGroup) {

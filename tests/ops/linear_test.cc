@@ -11,6 +11,7 @@ using namespace testing;
 struct Case {
   std::int64_t tokens, n, k;
   DType x, w, y;
+  Activations activations = Activations::as_is;
 };
 
 // The dtypes that the contract allows, in every combination.
@@ -22,29 +23,37 @@ std::vector<Case> with_every_dtype(std::int64_t tokens, std::int64_t n, std::int
         if (x == DType::f32 && !cases.empty()) continue;
         cases.push_back({tokens, n, k, x, w, y});
       }
+  for (DType x : kFloats)
+    for (Activations a : e4m3_activations())
+      cases.push_back({tokens, n, k, x, DType::f8e4m3, n % 2 ? x : DType::f32, a});
   return cases;
 }
 
 void compare_with_reference(const Case& c) {
   SCOPED_TRACE(text("tokens ", c.tokens, " n ", c.n, " k ", c.k, " x ", name(c.x), " w ", name(c.w),
-                    " y ", name(c.y)));
+                    " y ", name(c.y), " activations ", int(c.activations)));
   Matrix x = Matrix(c.x, c.tokens, c.k, 3).random(1);
-  Matrix w = Matrix(c.w, c.n, c.k, c.n % 3).random(2, 1 / std::sqrt(float(c.k) + 1));
+  TestWeight w(c.w, c.n, c.k, c.n % 3, 2, 1 / std::sqrt(float(c.k) + 1));
   Matrix want(c.y, c.tokens, c.n, 5);
-  reference({.x = x.view(), .w = w.weight(), .y = want.view()});
+  reference({.x = x.view(), .w = w.weight(), .y = want.view(), .activations = c.activations});
   std::vector<double> x_norm, w_norm;
   for (std::int64_t t = 0; t < c.tokens; ++t) x_norm.push_back(x.norm(t));
   for (std::int64_t i = 0; i < c.n; ++i) w_norm.push_back(w.norm(i));
   on_every_target(
       [&](Backend& backend) {
         Matrix y(c.y, c.tokens, c.n, 5);
-        backend.run(Linear{.x = x.view(), .w = backend.place(w.weight()), .y = y.view()});
+        backend.run(Linear{.x = x.view(),
+                           .w = backend.place(w.weight()),
+                           .y = y.view(),
+                           .activations = c.activations});
         backend.wait();
         return std::vector<Matrix>{y};
       },
       [&](const std::vector<Matrix>& got) {
         expect_near(got[0], want, [&](std::int64_t t, std::int64_t i) {
-          return sum_error(c.k, x_norm[std::size_t(t)] * w_norm[std::size_t(i)]) +
+          // Rounding adds at most a 16th to the norm of x; scaling rounds the sum twice.
+          const double magnitude = 1.0625 * x_norm[std::size_t(t)] * w_norm[std::size_t(i)];
+          return sum_error(c.k, magnitude) + 2 * rounding(DType::f32, want(t, i)) +
                  two_roundings(c.y, want(t, i));
         });
       });
@@ -60,6 +69,54 @@ TEST(Linear, MatchesReference) {
 TEST(Linear, MatchesReferenceAroundEveryTileOfTokens) {
   for (std::int64_t tokens : {2, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 31, 32, 33, 63, 64, 65, 97})
     for (const Case& c : with_every_dtype(tokens, 48, 96)) compare_with_reference(c);
+}
+
+TEST(Linear, MatchesReferenceForE4m3Weights) {
+  for (Activations a : e4m3_activations())
+    for (DType x : kFloats) {
+      for (std::int64_t tokens : {1, 2, 9, 49, 65, 241})
+        for (std::int64_t k : {15, 31, 33, 1023, 1025, 2100})
+          compare_with_reference({tokens, 131, k, x, DType::f8e4m3, DType::f32, a});
+      compare_with_reference({1, 6144, 4096, x, DType::f8e4m3, x, a});
+      compare_with_reference({0, 8, 8, x, DType::f8e4m3, x, a});
+    }
+}
+
+// Every number of e4m3, subnormals too, times one.
+TEST(Linear, DecodesEveryE4m3Number) {
+  std::vector<float> numbers;
+  for (unsigned bits = 0; bits < 256; ++bits)
+    if (bits % 128 != 127) numbers.push_back(to_float(f8e4m3{std::uint8_t(bits)}));
+  const auto n = std::int64_t(numbers.size());
+  for (DType dtype : kFloats)
+    for (std::int64_t tokens : {1, 5, 60})
+      for (std::int64_t k : {1, 40}) {  // the number stands first, or in a whole vector
+        SCOPED_TRACE(text(name(dtype), " tokens ", tokens, " k ", k));
+        Matrix x(dtype, tokens, k), w(DType::f8e4m3, n, k), scale(DType::f32, 1, n);
+        for (std::int64_t i = 0; i < n; ++i) {
+          scale.set(0, i, 1);
+          for (std::int64_t j = 0; j < k; ++j)
+            w.set(i, j, j == i % k ? numbers[std::size_t(i)] : 0);
+        }
+        for (std::int64_t t = 0; t < tokens; ++t)
+          for (std::int64_t j = 0; j < k; ++j) x.set(t, j, 1);
+        Matrix want(DType::f32, tokens, n);
+        for (std::int64_t t = 0; t < tokens; ++t)
+          for (std::int64_t i = 0; i < n; ++i) want.set(t, i, numbers[std::size_t(i)]);
+        for (const Target& target : targets()) {
+          SCOPED_TRACE(target.name());
+          const auto backend = target.make();
+          Matrix y(DType::f32, tokens, n);
+          backend->run(Linear{.x = x.view(),
+                              .w = backend->place({.data = w.view(), .scale = scale.view()}),
+                              .y = y.view(),
+                              .activations = backend->e4m3_activations()});
+          backend->wait();
+          expect_near(y, want, [&](std::int64_t, std::int64_t i) {  // 1 may come back as 448 / 448
+            return 4 * kF32 * std::abs(numbers[std::size_t(i)]);
+          });
+        }
+      }
 }
 
 TEST(Linear, MatchesReferenceForManyTokens) {
@@ -94,17 +151,22 @@ TEST(Linear, MatchesReferenceAtMixtralsSizes) {
 
 TEST(Linear, TokensDoNotDependOnTheBatch) {
   for (const auto& [n, k] : {std::pair{64, 128}, {97, 1031}, {32, 4096}})
-    for (DType dtype : kFloats) {
-      SCOPED_TRACE(text("n ", n, " k ", k, ' ', name(dtype)));
-      Matrix x = Matrix(dtype, kBatchRows, k).random(1);
-      Matrix w = Matrix(dtype, n, k).random(2, 0.1f);
+    for (DType w_type : kFloatsAndE4m3) {
+      SCOPED_TRACE(text("n ", n, " k ", k, ' ', name(w_type)));
+      const bool e4m3 = w_type == DType::f8e4m3;
+      Matrix x = Matrix(e4m3 ? DType::bf16 : w_type, kBatchRows, k).random(1);
+      TestWeight w(w_type, n, k, 0, 2, 0.1f);
       for (const Target& target : targets()) {
         SCOPED_TRACE(target.name());
         const auto backend = target.make();
         const quant::Weight placed = backend->place(w.weight());
         const auto run = [&](Range rows) {
           Matrix y(DType::f32, rows.size(), n);
-          backend->run(Linear{.x = x.view().rows_of(rows), .w = placed, .y = y.view()});
+          backend->run(
+              Linear{.x = x.view().rows_of(rows),
+                     .w = placed,
+                     .y = y.view(),
+                     .activations = e4m3 ? backend->e4m3_activations() : Activations::as_is});
           backend->wait();
           return y;
         };
@@ -119,17 +181,20 @@ TEST(Linear, TokensDoNotDependOnTheBatch) {
 // An output's sum does not depend on n either: a rank that holds a slice of the rows of w computes
 // what the whole would.
 TEST(Linear, OutputsDoNotDependOnTheSlice) {
-  for (DType dtype : kFloats) {
-    Matrix x = Matrix(dtype, 5, 300).random(1);
-    Matrix w = Matrix(dtype, 130, 300).random(2);
+  for (DType dtype : kFloatsAndE4m3) {
+    const bool e4m3 = dtype == DType::f8e4m3;
+    Matrix x = Matrix(e4m3 ? DType::bf16 : dtype, 5, 300).random(1);
+    TestWeight w(dtype, 130, 300, 0, 2, 1);
     for (const Target& target : targets()) {
       SCOPED_TRACE(text(target.name(), ' ', name(dtype)));
       const auto backend = target.make();
       const auto run = [&](Range outputs) {
         Matrix y(DType::f32, 5, outputs.size());
-        quant::Weight slice = w.weight();
-        slice.data = slice.data.rows_of(outputs);
-        backend->run(Linear{.x = x.view(), .w = backend->place(slice), .y = y.view()});
+        backend->run(
+            Linear{.x = x.view(),
+                   .w = backend->place(w.rows(outputs)),
+                   .y = y.view(),
+                   .activations = e4m3 ? backend->e4m3_activations() : Activations::as_is});
         backend->wait();
         return y;
       };

@@ -105,6 +105,9 @@ struct AppendCase {
   std::vector<PagedRequest> requests;
   std::int64_t heads, kv_heads, head_dim, block_tokens;
   DType dtype;
+  bool e4m3_cache = false;
+
+  DType cache() const { return e4m3_cache ? DType::f8e4m3 : dtype; }
 };
 
 class Append {
@@ -114,8 +117,8 @@ class Append {
         pages(c.requests, c.block_tokens),
         qkv(Matrix(c.dtype, pages.tokens(), (c.heads + 2 * c.kv_heads) * c.head_dim, 5).random(1)),
         cos_sin(DType::f32, pages.tokens(), c.head_dim, 2),
-        k(c.dtype, pages.cache_rows(c.kv_heads), c.head_dim, c.block_tokens % 3),
-        v(c.dtype, pages.cache_rows(c.kv_heads), c.head_dim, c.block_tokens % 3) {
+        k(c.cache(), pages.cache_rows(c.kv_heads), c.head_dim, c.block_tokens % 3),
+        v(c.cache(), pages.cache_rows(c.kv_heads), c.head_dim, c.block_tokens % 3) {
     for (std::int64_t t = 0; t < pages.tokens(); ++t)
       for (std::int64_t i = 0; i < c.head_dim / 2; ++i) {
         const float angle = float(t * 3 + 1) * std::pow(0.7f, float(i % 50));
@@ -145,15 +148,15 @@ class Append {
 
 void compare_append(const AppendCase& c) {
   SCOPED_TRACE(text("requests ", c.requests.size(), " heads ", c.heads, '/', c.kv_heads,
-                    " head_dim ", c.head_dim, " block_tokens ", c.block_tokens, ' ',
-                    name(c.dtype)));
+                    " head_dim ", c.head_dim, " block_tokens ", c.block_tokens, ' ', name(c.dtype),
+                    " cache ", name(c.cache())));
   const Append start(c);
   Append want = start;
   reference(want.op());
   // Two products and a sum of elements of |x| <= sqrt(3), |cos| <= 1.
   const auto bound = [&](const Matrix& m) {
     return [&](std::int64_t r, std::int64_t i) {
-      return 3 * kF32 * 2 * std::sqrt(3.0) + two_roundings(c.dtype, m(r, i));
+      return 3 * kF32 * 2 * std::sqrt(3.0) + two_roundings(m.dtype(), m(r, i));
     };
   };
   on_every_target(
@@ -197,6 +200,8 @@ TEST(RotaryAppend, MatchesReference) {
     compare_append({{}, 4, 2, 32, 16, dtype});
     compare_append({{{0, 5}}, 4, 2, 32, 16, dtype});
     compare_append({{{1, 100}}, 4, 2, 32, 16, dtype});
+    for (std::int64_t head_dim : {2, 6, 24, 80, 128})
+      compare_append({kMixed, 6, 2, head_dim, 16, dtype, true});
   }
 }
 

@@ -15,6 +15,8 @@
 namespace ostro::ops::testing {
 
 inline const std::vector<DType> kFloats = {DType::f32, DType::f16, DType::bf16};
+inline const std::vector<DType> kFloatsAndE4m3 = {DType::f32, DType::f16, DType::bf16,
+                                                  DType::f8e4m3};
 
 // A deterministic number in [-sqrt(3), sqrt(3)): mean 0, variance 1 (splitmix64).
 inline float noise(std::uint64_t seed, std::uint64_t index) {
@@ -68,7 +70,7 @@ class Matrix {
     for (std::int64_t r = 0; r < rows_; ++r) {
       for (std::int64_t c = 0; c < cols_; ++c)
         row[std::size_t(c)] = scale * noise(seed, std::uint64_t(r * cols_ + c));
-      if (is_float(dtype_))
+      if (is_float(dtype_) || dtype_ == DType::f8e4m3)
         convert(row.data(), DType::f32, at_row(r), dtype_, row.size());
       else
         for (std::size_t i = 0; i < row_bytes(); ++i)
@@ -128,6 +130,40 @@ class Matrix {
   std::vector<char> bytes_;
 };
 
+// A weight [n, k] of about the given deviation in any format: e4m3 has numbers near 30 with a scale
+// for each row, all different.
+class TestWeight {
+ public:
+  TestWeight(DType dtype, std::int64_t n, std::int64_t k, std::int64_t pad, std::uint64_t seed,
+             float deviation)
+      : data_(dtype, n, k, pad), scale_(DType::f32, 1, dtype == DType::f8e4m3 ? n : 0) {
+    const bool e4m3 = dtype == DType::f8e4m3;
+    data_.random(seed, e4m3 ? 30.0f : deviation);
+    for (std::int64_t i = 0; e4m3 && i < n; ++i)
+      scale_.set(0, i, deviation / 30 * (1 + 0.25f * noise(seed, std::uint64_t(i))));
+  }
+
+  quant::Weight weight() {
+    return {.data = data_.view(), .scale = scale_.cols() > 0 ? scale_.view() : View{}};
+  }
+  quant::Weight rows(Range r) {
+    quant::Weight w = weight();
+    w.data = w.data.rows_of(r);
+    if (w.scale) w.scale = w.scale.cols_of(r);
+    return w;
+  }
+  std::int64_t n() const { return data_.rows(); }
+  double operator()(std::int64_t i, std::int64_t k) const {
+    return double(data_(i, k)) * (scale_.cols() > 0 ? scale_(0, i) : 1);
+  }
+  double norm(std::int64_t i) const {
+    return data_.norm(i) * (scale_.cols() > 0 ? scale_(0, i) : 1);
+  }
+
+ private:
+  Matrix data_, scale_;
+};
+
 // One backend of this build in one configuration.
 struct Target {
   std::string configuration;
@@ -140,6 +176,14 @@ struct Target {
 // What the program is linked with: cpu_targets.cc, or those of a device. Targets that differ in
 // threads alone stand together, for their results must be the same bit for bit.
 const std::vector<Target>& targets();
+
+// The ways of rounding activations that the targets have for e4m3 weights: all of a CPU's, or the
+// one that a device prescribes.
+inline std::vector<Activations> e4m3_activations() {
+  if (targets().front().make()->e4m3_activations() == Activations::as_is)
+    return {Activations::as_is, Activations::e4m3_per_token};
+  return {Activations::e4m3_per_token};
+}
 
 // Runs `run(backend)`, which returns the outputs (Matrix), on every target; the outputs go to
 // `expect(outputs)`. Those of two threads must equal those of one, bit for bit.
@@ -199,6 +243,7 @@ inline constexpr double kF32 = 0x1p-24;  // the unit roundoff of a float
 inline double rounding(DType dtype, double value) {
   if (dtype == DType::bf16) return std::abs(value) * 0x1p-8 + 0x1p-134;
   if (dtype == DType::f16) return std::abs(value) * 0x1p-11 + 0x1p-25;
+  if (dtype == DType::f8e4m3) return std::abs(value) * 0x1p-4 + 0x1p-10;
   return std::abs(value) * kF32 + 0x1p-150;
 }
 

@@ -24,12 +24,10 @@ struct Rows {
 
 void CpuBackend::enqueue(const ops::RotaryAppend& op) {
   check_here(op.qkv);
-  OSTRO_SUPPORTED(op.cache.k.dtype == op.qkv.dtype, "RotaryAppend on CPU has no version for a ",
-                  name(op.cache.k.dtype), " cache");
   const std::int64_t head_dim = op.cache.k.cols, kv_heads = op.cache.kv_heads;
   const std::int64_t block_tokens = op.cache.block_tokens;
   const std::int64_t size = std::int64_t(size_of(op.qkv.dtype));
-  const Element type = element(op.qkv.dtype);
+  const Element type = element(op.qkv.dtype), cache_type = element(op.cache.k.dtype);
   const std::int32_t* start = ints(op.requests.query_start);
   over(start[op.requests.count()], double(op.qkv.cols) * 0.1, [&](int, Range part) {
     std::int64_t r = 0;
@@ -48,7 +46,8 @@ void CpuBackend::enqueue(const ops::RotaryAppend& op) {
                              .head_dim = head_dim,
                              .from_stride = head_dim,
                              .to_stride = head_dim,
-                             .type = type});
+                             .type = type,
+                             .to_type = type});
       const char* k = q + op.heads * head_dim * size;
       kernels_.rotate_heads({.from = k,
                              .to = row_of(op.cache.k, cache_row),
@@ -57,19 +56,23 @@ void CpuBackend::enqueue(const ops::RotaryAppend& op) {
                              .head_dim = head_dim,
                              .from_stride = head_dim,
                              .to_stride = block_tokens * op.cache.k.row_stride,
-                             .type = type});
+                             .type = type,
+                             .to_type = cache_type});
       const char* v = k + kv_heads * head_dim * size;
-      for (std::int64_t h = 0; h < kv_heads; ++h)
-        std::memcpy(row_of(op.cache.v, cache_row + h * block_tokens), v + h * head_dim * size,
-                    std::size_t(head_dim * size));
+      for (std::int64_t h = 0; h < kv_heads; ++h) {
+        char* const to = row_of(op.cache.v, cache_row + h * block_tokens);
+        const char* const from = v + h * head_dim * size;
+        if (cache_type == type)
+          std::memcpy(to, from, std::size_t(head_dim * size));
+        else
+          kernels_.narrow_e4m3(from, type, to, head_dim);
+      }
     }
   });
 }
 
 void CpuBackend::enqueue(const ops::PagedAttention& op) {
   check_here(op.y);
-  OSTRO_SUPPORTED(op.cache.k.dtype == op.q.dtype, "PagedAttention on CPU has no version for a ",
-                  name(op.cache.k.dtype), " cache");
   const std::int64_t requests = op.requests.count();
   const std::int64_t kv_heads = op.cache.kv_heads, group = op.heads / kv_heads;
   const std::int64_t head_dim = op.cache.k.cols;
@@ -128,6 +131,7 @@ void CpuBackend::enqueue(const ops::PagedAttention& op) {
     a.window = op.window;
     a.scale = op.scale;
     a.type = element(op.q.dtype);
+    a.cache_type = element(op.cache.k.dtype);
     a.scratch = scratch + thread * scratch_bytes;
     return a;
   };

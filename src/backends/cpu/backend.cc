@@ -40,8 +40,10 @@ Buffer CpuBackend::allocate(std::size_t bytes) { return allocate_host(bytes); }
 
 quant::Weight CpuBackend::place(const quant::Weight& host) {
   check_here(host.data);
-  OSTRO_SUPPORTED(is_float(host.data.dtype) && !host.scale,
-                  "CPU has kernels for f32, f16 and bf16 weights, not for ", describe(host.data));
+  const bool e4m3 = host.data.dtype == DType::f8e4m3;
+  OSTRO_SUPPORTED((is_float(host.data.dtype) || e4m3) && e4m3 == bool(host.scale),
+                  "CPU has kernels for f32, f16, bf16 and scaled f8e4m3 weights, not for ",
+                  describe(host.data), host.scale ? " with a scale" : "");
   if (huge_pages_wanted_)
     huge_pages_.add(host.data.data, host.data.rows == 0
                                         ? 0

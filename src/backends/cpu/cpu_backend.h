@@ -18,7 +18,10 @@ std::int64_t gemm_columns(std::int64_t m, std::int64_t n, std::int64_t k, std::i
                           std::int64_t row_blocks, int threads, std::int64_t sum_floats);
 
 inline Element element(DType dtype) {
-  return dtype == DType::f32 ? Element::f32 : dtype == DType::f16 ? Element::f16 : Element::bf16;
+  return dtype == DType::f32    ? Element::f32
+         : dtype == DType::f16  ? Element::f16
+         : dtype == DType::bf16 ? Element::bf16
+                                : Element::e4m3;
 }
 // Row r of a view, whatever its type.
 inline char* row_of(const View& v, std::int64_t r) {
@@ -129,6 +132,13 @@ class CpuBackend final : public ops::Backend {
 
   void check_here(const View& v) const;
 
+  // x, or its rows rounded as `activations` says, in f32.
+  View rounded(const View& x, ops::Activations activations);
+
+  // The scales of a weight's rows from r on; null if it has none.
+  static const float* scale_of(const quant::Weight& w, std::int64_t r) {
+    return w.scale ? static_cast<const float*>(w.scale.data) + r : nullptr;
+  }
   // Row r of a weight, where it is best read now.
   const void* weight_row(const quant::Weight& w, std::int64_t r) const {
     return huge_pages_.find(row_of(w.data, r));
@@ -142,7 +152,7 @@ class CpuBackend final : public ops::Backend {
   Buffer sums_buffer_;
   float* sums_ = nullptr;
   std::int64_t next_pack_key_ = 1;
-  Workspace gemm_scratch_;
+  Workspace gemm_scratch_, rounded_;
   Workspace attention_scratch_, attention_partial_, attention_items_;
   Workspace expert_index_, expert_hidden_, expert_out_;
   Workspace logits_;

@@ -32,8 +32,23 @@ std::int64_t gemm_columns(std::int64_t m, std::int64_t n, std::int64_t k, std::i
   return std::max(kTile, columns / kTile * kTile);
 }
 
+View CpuBackend::rounded(const View& x, ops::Activations activations) {
+  if (activations == ops::Activations::as_is) return x;
+  const View to = matrix(rounded_.reserve<float>(x.rows * x.cols), DType::f32, x.rows, x.cols);
+  over(x.rows, double(x.cols), [&](int, Range part) {
+    for (std::int64_t t = part.begin; t < part.end; ++t)
+      kernels_.round_e4m3({.from = row_of(x, t),
+                           .to = to.row<float>(t),
+                           .n = x.cols,
+                           .group = x.cols,
+                           .type = element(x.dtype)});
+  });
+  return to;
+}
+
 void CpuBackend::enqueue(const ops::Linear& op) {
   check_here(op.y);
+  const View x = rounded(op.x, op.activations);
   const std::int64_t m = op.x.rows, n = op.w.n(), k = op.w.k();
   if (m == 0 || n == 0) return;
   const std::int64_t weight_size = std::int64_t(size_of(op.w.data.dtype));
@@ -52,16 +67,16 @@ void CpuBackend::enqueue(const ops::Linear& op) {
           const std::int64_t width = std::min(columns, n - n0);
           char* y = row_of(op.y, rows.begin) + n0 * std::int64_t(size_of(op.y.dtype));
           Gemm gemm{};
-          gemm.x = row_of(op.x, rows.begin);
+          gemm.x = row_of(x, rows.begin);
           gemm.w = weight_row(op.w, n0);
           gemm.sum = direct ? reinterpret_cast<float*>(y) : sums(thread);
-          gemm.x_stride = op.x.row_stride;
+          gemm.x_stride = x.row_stride;
           gemm.w_stride = op.w.data.row_stride;
           gemm.sum_stride = direct ? op.y.row_stride : width;
           gemm.m = rows.size();
           gemm.n = width;
           gemm.k = k;
-          gemm.x_type = element(op.x.dtype);
+          gemm.x_type = element(x.dtype);
           gemm.w_type = element(op.w.data.dtype);
           // What this thread may take next; the others take the items between.
           const std::int64_t next =
@@ -70,14 +85,15 @@ void CpuBackend::enqueue(const ops::Linear& op) {
           gemm.scratch = scratch.of(thread);
           gemm.pack_key = key + row_block;
           kernels_.gemm(gemm);
-          if (!direct)
+          if (!direct || op.w.scale)
             kernels_.store_rows({.from = gemm.sum,
                                  .to = y,
-                                 .from_stride = width,
+                                 .from_stride = gemm.sum_stride,
                                  .to_stride = op.y.row_stride,
                                  .m = gemm.m,
                                  .n = width,
-                                 .type = element(op.y.dtype)});
+                                 .type = element(op.y.dtype),
+                                 .scale = scale_of(op.w, n0)});
         });
 }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "backends/cpu/cpu_backend.h"
+#include "quant/e4m3.h"
 
 namespace ostro::cpu {
 
@@ -101,7 +102,9 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
   plan.start[0] = 0;
 
   // Sized by the tokens, not by how many slots are local: a step like it must not allocate.
-  const std::int64_t x_size = std::int64_t(size_of(op.x.dtype));
+  const bool e4m3 = op.activations == ops::Activations::e4m3_per_token;
+  const View x = rounded(op.x, op.activations);
+  const std::int64_t x_size = std::int64_t(size_of(x.dtype));
   char* const h = expert_hidden_.reserve<char>(tokens * top_k * inter * x_size);
   float* const out = op.experts ? expert_out_.reserve<float>(tokens * top_k * hidden)
                                 : static_cast<float*>(op.y.data);
@@ -111,7 +114,7 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
   const std::int64_t read_size = weight_size * std::min(plan.slots, plan.experts);
 
   Gemm common{};
-  common.x_type = element(op.x.dtype);
+  common.x_type = element(x.dtype);
   // Rows of one expert in one stage: their first slot tells them apart.
   const std::int64_t up_key = pack_keys(2 * plan.slots), down_key = up_key + plan.slots;
   const GemmScratch scratch =
@@ -129,9 +132,9 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
           const ExpertPlan::Block b = plan.block(item, *this);
           const ops::Expert& expert = op.local[std::size_t(b.expert)];
           Gemm gemm = common;
-          gemm.x = op.x.data;
+          gemm.x = x.data;
           gemm.rows = plan.token + b.rows.begin;
-          gemm.x_stride = op.x.row_stride;
+          gemm.x_stride = x.row_stride;
           gemm.m = b.rows.size();
           gemm.n = b.columns.size();
           gemm.k = hidden;
@@ -153,13 +156,23 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
           kernels_.gemm(gemm);
           kernels_.swiglu({.gate = sums(thread, 0),
                            .up = sums(thread, 1),
+                           .gate_scale = scale_of(expert.gate, b.columns.begin),
+                           .up_scale = scale_of(expert.up, b.columns.begin),
                            .h = h + (b.rows.begin * inter + b.columns.begin) * x_size,
                            .stride = gemm.sum_stride,
                            .h_stride = inter,
                            .m = gemm.m,
                            .n = gemm.n,
-                           .type = element(op.x.dtype)});
+                           .type = element(x.dtype)});
         });
+  if (e4m3)
+    over(plan.slots, double(inter), [&](int, Range part) {
+      for (std::int64_t slot = part.begin; slot < part.end; ++slot) {
+        float* const row = reinterpret_cast<float*>(h) + slot * inter;
+        kernels_.round_e4m3(
+            {.from = row, .to = row, .n = inter, .group = quant::kE4m3Group, .type = Element::f32});
+      }
+    });
 
   const std::int64_t down_items = plan.plan(hidden, inter, weight_size, threads_.count());
   items(down_items, gemm_ns(plan.slots, hidden, inter, read_size),
@@ -181,6 +194,15 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
           gemm.pack_key = down_key + b.rows.begin;
           gemm.scratch = scratch.of(thread);
           kernels_.gemm(gemm);
+          if (down.scale)
+            kernels_.store_rows({.from = gemm.sum,
+                                 .to = gemm.sum,
+                                 .from_stride = gemm.sum_stride,
+                                 .to_stride = gemm.sum_stride,
+                                 .m = gemm.m,
+                                 .n = gemm.n,
+                                 .type = Element::f32,
+                                 .scale = scale_of(down, b.columns.begin)});
         });
 
   if (!op.experts) return;

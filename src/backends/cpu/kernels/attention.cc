@@ -33,8 +33,14 @@ template <class T>
 struct Score {
   static constexpr int kPerWord = 1;
   using Word = float;
-  static Vec load_key(const T* p) { return load(p); }
-  static Vec load_key(const T* p, std::int64_t n) { return load(p, n); }
+  template <class C>  // the cache's type
+  static Vec load_key(const C* p) {
+    return load(p);
+  }
+  template <class C>
+  static Vec load_key(const C* p, std::int64_t n) {
+    return load(p, n);
+  }
   static void copy_query(const T* q, float* to, std::int64_t n) {
     std::int64_t i = 0;
     for (; i + kWidth <= n; i += kWidth) store(to + i, load(q + i));
@@ -52,6 +58,17 @@ struct Score<Bf16> {
   static Vec load_key(const Bf16* p, std::int64_t n) {
     return _mm512_castsi512_ps(
         _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ull << n) - 1), p));
+  }
+  static Vec load_key(__m256i v) {
+    const __mmask32 nan =
+        _mm256_cmpeq_epi8_mask(_mm256_and_si256(v, _mm256_set1_epi8(0x7f)), _mm256_set1_epi8(0x7f));
+    return _mm512_castsi512_ps(_mm512_mask_mov_epi16(bf16_of(v), nan, _mm512_set1_epi16(0x7fc0)));
+  }
+  static Vec load_key(const E4m3* p) {
+    return load_key(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static Vec load_key(const E4m3* p, std::int64_t n) {
+    return load_key(_mm256_maskz_loadu_epi8(static_cast<__mmask32>((1ull << n) - 1), p));
   }
   static void copy_query(const Bf16* q, std::uint32_t* to, std::int64_t n) {
     to[(n + 1) / 2 - 1] = 0;
@@ -125,24 +142,24 @@ struct Ahead {
   }
 };
 
-template <class T>
+template <class C>
 void look_ahead(const Attention& a, std::int64_t from, std::int64_t to, Ahead& ahead) {
   ahead.next_row = ahead.next_byte = ahead.rows = 0;
-  ahead.row_bytes = a.head_dim * std::int64_t(sizeof(T));
+  ahead.row_bytes = a.head_dim * std::int64_t(sizeof(C));
   for (std::int64_t p = from; p < to; ++p) {
     const std::int64_t row = cache_row(a, p);
-    ahead.row[ahead.rows++] = reinterpret_cast<const char*>(at<T>(a.v, row * a.v_stride));
-    ahead.row[ahead.rows++] = reinterpret_cast<const char*>(at<T>(a.k, row * a.k_stride));
+    ahead.row[ahead.rows++] = reinterpret_cast<const char*>(at<C>(a.v, row * a.v_stride));
+    ahead.row[ahead.rows++] = reinterpret_cast<const char*>(at<C>(a.k, row * a.k_stride));
   }
 }
 
 // Positions [from, to) of the tile at `tile`; the others become zero. Tells whether all values are
 // finite.
-template <class T>
+template <class T, class C>
 bool stage(const Attention& a, const Scratch& s, std::int64_t tile, std::int64_t from,
            std::int64_t to, Ahead& ahead) {
   using S = Score<T>;
-  const T* key[kTile];
+  const C* key[kTile];
   Vec check = zero();  // NaN where a value is not finite
   const auto put = [&](float* to, Vec v) {
     store(to, v);
@@ -156,8 +173,8 @@ bool stage(const Attention& a, const Scratch& s, std::int64_t tile, std::int64_t
       continue;
     }
     const std::int64_t row = cache_row(a, p);
-    key[i] = at<T>(a.k, row * a.k_stride);
-    const T* v = at<T>(a.v, row * a.v_stride);
+    key[i] = at<C>(a.k, row * a.k_stride);
+    const C* v = at<C>(a.v, row * a.v_stride);
     float* value = s.value + i * s.dims;
     ahead.step();
     std::int64_t d = 0;
@@ -334,7 +351,7 @@ void store_output(T* y, const float* out, float sum, std::int64_t n) {
   if (d < n) store(y + d, mul(load(out + d, n - d), scale), n - d);
 }
 
-template <class T>
+template <class T, class C>
 void segment(const Attention& a, const Scratch& s, std::int64_t begin, std::int64_t end) {
   using S = Score<T>;
   const std::int64_t rows = a.queries * a.group;
@@ -352,8 +369,8 @@ void segment(const Attention& a, const Scratch& s, std::int64_t begin, std::int6
     std::int64_t last = a.queries;
     if (a.window > 0) last = least(last, to - 1 + a.window - a.first_position);
     if (first >= last) continue;
-    look_ahead<T>(a, to, least(end, to + kTile), ahead);
-    const bool finite = stage<T>(a, s, tile, from, to, ahead);
+    look_ahead<C>(a, to, least(end, to + kTile), ahead);
+    const bool finite = stage<T, C>(a, s, tile, from, to, ahead);
     const std::int64_t row0 = first * a.group, row1 = last * a.group;
     in_groups(row0, row1,
               [&]<int kR>(std::int64_t row) { scores<T, kR>(s, row, words, scale, ahead); });
@@ -372,7 +389,8 @@ void segment(const Attention& a, const Scratch& s, std::int64_t begin, std::int6
   }
 }
 
-template <class T>
+// T: of the activations, C: of the cache.
+template <class T, class C>
 void attention_typed(const Attention& a) {
   using S = Score<T>;
   const std::int64_t rows = a.queries * a.group;
@@ -390,7 +408,7 @@ void attention_typed(const Attention& a) {
   while (begin < last) {
     const std::int64_t end =
         least(last, begin / kAttentionSegment * kAttentionSegment + kAttentionSegment);
-    segment<T>(a, s, begin, end);
+    segment<T, C>(a, s, begin, end);
     begin = end;
     for (std::int64_t r = 0; r < rows; ++r) {
       const float* out = s.out + r * s.dims;
@@ -429,7 +447,12 @@ std::int64_t attention_scratch_bytes(std::int64_t rows, std::int64_t head_dim) {
 }
 
 void attention(const Attention& a) {
-  with_element(a.type, [&]<class T>(T) { attention_typed<T>(a); });
+  with_element(a.type, [&]<class T>(T) {
+    if (a.cache_type == Element::e4m3)
+      attention_typed<T, E4m3>(a);
+    else
+      attention_typed<T, T>(a);
+  });
 }
 
 void attention_merge(const AttentionMerge& m) {

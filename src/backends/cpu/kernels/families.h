@@ -13,6 +13,8 @@ std::int64_t gemm_tiles_scratch_bytes(std::int64_t m, std::int64_t k);
 #endif
 
 void store_rows(const StoreRows&);
+void round_e4m3(const RoundE4m3&);
+void narrow_e4m3(const void* from, Element type, void* to, std::int64_t n);
 void widen_row(const void* from, Element type, float* to, std::int64_t n);
 void swiglu(const SwiGlu&);
 void combine(const Combine&);

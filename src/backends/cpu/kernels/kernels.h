@@ -12,7 +12,8 @@
 
 namespace ostro::cpu {
 
-enum class Element : std::uint8_t { f32, f16, bf16 };
+// e4m3: of weights and of the KV cache alone.
+enum class Element : std::uint8_t { f32, f16, bf16, e4m3 };
 
 // y += or = x w^T for a block, in f32. Every element of `sum` is made in one order that depends on
 // k alone: blocks of kGemmBlock along k from the front, each summed in vector lanes and then by a
@@ -39,20 +40,33 @@ inline constexpr std::int64_t kGemmStagedRows = 48;
 // Weight rows of such a block; `n` may be anything.
 inline constexpr std::int64_t kGemmStagedWeights = 128;
 
-// y = float -> type, [m, n].
+// y = float -> type, [m, n], each column times its scale if there is one. `to` may be `from`.
 struct StoreRows {
   const float* from;
   void* to;
   std::int64_t from_stride, to_stride, m, n;
   Element type;
+  const float* scale;  // [n], or null
 };
 
-// h = silu(gate) * up, [m, n], rounded to `type`.
+// h = silu(gate) * up, [m, n], rounded to `type`; each column of gate and up times its scale first,
+// if there is one.
 struct SwiGlu {
   const float* gate;
   const float* up;
+  const float* gate_scale;  // [n], or null
+  const float* up_scale;
   void* h;
   std::int64_t stride, h_stride, m, n;
+  Element type;
+};
+
+// One row as ops::Activations::e4m3_per_token leaves it, a scale for each `group` elements. `to`
+// may be `from`.
+struct RoundE4m3 {
+  const void* from;
+  float* to;
+  std::int64_t n, group;
   Element type;
 };
 
@@ -93,7 +107,7 @@ struct RotateHeads {
   const float* cos_sin;
   std::int64_t heads, head_dim;
   std::int64_t from_stride, to_stride;  // from one head to the next
-  Element type;
+  Element type, to_type;                // the same, or e4m3
 };
 
 // The queries of one request that share a KV head, over a range of its positions.
@@ -119,7 +133,7 @@ struct Attention {
   std::int64_t k_stride, v_stride;
   std::int64_t window;  // 0: all
   float scale;
-  Element type;
+  Element type, cache_type;  // the same, or e4m3
   // If not null: [queries * group] rows of kAttentionPartial + head_dim floats are written, in
   // place of y: the maximum, the sum and the weighted values of the (single) segment walked.
   float* partial;
@@ -152,7 +166,9 @@ struct Kernels {
   void (*attention)(const Attention&);
   void (*attention_merge)(const AttentionMerge&);
   std::int64_t (*attention_scratch_bytes)(std::int64_t rows, std::int64_t head_dim);
+  void (*round_e4m3)(const RoundE4m3&);
   void (*widen)(const void* from, Element type, float* to, std::int64_t n);
+  void (*narrow_e4m3)(const void* from, Element type, void* to, std::int64_t n);
 
   // For the ceilings: reads `bytes`; runs `steps` of the fastest multiply-add for `type` (f32 or
   // bf16) and returns the multiply-adds done.

@@ -9,6 +9,8 @@
 // Up to kGemmStagedRows tokens: every weight is read once, while the rows after it are prefetched
 // to L2 in the order of memory. Above, blocks of kGemmStagedWeights x kGemmBlock weights stay in
 // L2, copied to the scratch if they need widening or would collide there, and arithmetic bounds it.
+// e4m3 weights become bf16 (or f32, where there is no VDPBF16PS) as they are loaded, for more than
+// two tokens once for all of them; their scales are applied to the sums by the caller.
 //
 // Zen 4, two threads, hidden 1024, of the ceilings of the same run (33 GB/s, 470 GFLOP/s in bf16):
 // 91 to 98 % of the bandwidth for 1 and 8 tokens, 83 to 86 % of VDPBF16PS from 32 tokens on.
@@ -23,8 +25,12 @@ constexpr int kRows = 4;
 constexpr int kTokens = kWidth == 16 ? 6 : 3;
 
 // How one step along k multiplies: by f32 FMA after widening, or in bf16 pairs.
+//
+// Weights that are decoded at some cost (e4m3) are decoded once for all tokens where there are more
+// than two: `Decoded` multiplies x as it lies by the decoded weights.
 template <class X, class W>
 struct Widened {
+  using Decoded = Widened<X, float>;
   using StagedX = float;
   using StagedW = float;
   static constexpr int kStep = kWidth;
@@ -38,6 +44,7 @@ struct Widened {
 
 #ifdef __AVX512BF16__
 struct Pairs {
+  using Decoded = Pairs;
   using StagedX = Bf16;
   using StagedW = Bf16;
   static constexpr int kStep = 32;
@@ -52,7 +59,19 @@ struct Pairs {
     return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w);
   }
 };
+
+struct PairsE4m3 : Pairs {
+  static Operand load_w(const E4m3* p) {
+    return bf16_of(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static Operand load_w(const E4m3* p, std::int64_t n) {
+    return bf16_of(_mm256_maskz_loadu_epi8(static_cast<__mmask32>((1ull << n) - 1), p));
+  }
+};
 #endif
+
+template <class W>
+inline constexpr bool kIsCoded = __is_same(W, E4m3);
 
 // The sums of the lanes of 4 vectors; each by the tree of reduce_add.
 inline __m128 reduce4(const Vec* v) {
@@ -261,36 +280,6 @@ void row_by_row(const Gemm& g) {
     }
 }
 
-// Few tokens: every weight is read once, from where it lies.
-template <class Op, class X, class W>
-void streamed(const Gemm& g) {
-  const X* x[kGemmStagedRows];
-  for (std::int64_t m = 0; m < g.m; ++m) x[m] = x_row<X>(g, m);
-  const std::int64_t tiles = (g.m + kTokens - 1) / kTokens;
-  const int lines = kRows * Op::kStep * int(sizeof(W)) / 64;  // that the tiles of a step consume
-
-  const W* w[kRows];
-  for (std::int64_t n = 0; n < g.n; n += kRows) {
-    const std::int64_t outputs = least(kRows, g.n - n);
-    const void* next = n + kRows < g.n ? at<W>(g.w, (n + kRows) * g.w_stride) : g.next_w;
-    Ahead ahead{static_cast<const char*>(next), 0};
-    for (std::int64_t k0 = 0; k0 < g.k; k0 += kGemmBlock) {
-      const std::int64_t k = least(kGemmBlock, g.k - k0);
-      for (std::int64_t r = 0; r < kRows; ++r)
-        w[r] = at<W>(g.w, (n + least(r, outputs - 1)) * g.w_stride + k0);
-      for (std::int64_t t = 0; t < tiles; ++t) {
-        const std::int64_t m0 = g.m * t / tiles, m1 = g.m * (t + 1) / tiles;
-        const X* xs[kTokens];
-        for (std::int64_t m = m0; m < m1; ++m) xs[m - m0] = x[m] + k0;
-        ahead.lines_a_step =
-            next ? static_cast<int>(lines * (t + 1) / tiles - lines * t / tiles) : 0;
-        tile_of<Op>(m1 - m0, xs, w, k, ahead, g.sum + m0 * g.sum_stride + n, g.sum_stride, outputs,
-                    k0 > 0);
-      }
-    }
-  }
-}
-
 template <class From, class To>
 inline void copy_row(const From* from, To* to, std::int64_t n) {
   std::int64_t i = 0;
@@ -299,6 +288,65 @@ inline void copy_row(const From* from, To* to, std::int64_t n) {
 }
 inline void copy_row(const Bf16* from, Bf16* to, std::int64_t n) {
   __builtin_memcpy(to, from, static_cast<std::size_t>(n) * sizeof(Bf16));
+}
+#ifdef __AVX512BF16__
+inline void copy_row(const E4m3* from, Bf16* to, std::int64_t n) {
+  std::int64_t i = 0;
+  for (; i + 32 <= n; i += 32) _mm512_storeu_si512(to + i, PairsE4m3::load_w(from + i));
+  if (i < n)
+    _mm512_mask_storeu_epi16(to + i, static_cast<__mmask32>((1ull << (n - i)) - 1),
+                             PairsE4m3::load_w(from + i, n - i));
+}
+#endif
+
+// Few tokens: every weight is read once, from where it lies, or decoded once to the scratch.
+template <class Op, class X, class W>
+void streamed(const Gemm& g) {
+  using TileOp = typename Op::Decoded;
+  using Decoded = typename Op::StagedW;
+  const X* x[kGemmStagedRows];
+  for (std::int64_t m = 0; m < g.m; ++m) x[m] = x_row<X>(g, m);
+  const std::int64_t tiles = (g.m + kTokens - 1) / kTokens;
+  const int lines = kRows * Op::kStep * int(sizeof(W)) / 64;  // that the tiles of a step consume
+
+  for (std::int64_t n = 0; n < g.n; n += kRows) {
+    const std::int64_t outputs = least(kRows, g.n - n);
+    const void* next = n + kRows < g.n ? at<W>(g.w, (n + kRows) * g.w_stride) : g.next_w;
+    Ahead ahead{static_cast<const char*>(next), 0};
+    for (std::int64_t k0 = 0; k0 < g.k; k0 += kGemmBlock) {
+      const std::int64_t k = least(kGemmBlock, g.k - k0);
+      const auto multiply = [&]<class O, class V>(O, const V* const* w) {
+        for (std::int64_t t = 0; t < tiles; ++t) {
+          const std::int64_t m0 = g.m * t / tiles, m1 = g.m * (t + 1) / tiles;
+          const X* xs[kTokens];
+          for (std::int64_t m = m0; m < m1; ++m) xs[m - m0] = x[m] + k0;
+          ahead.lines_a_step =
+              next ? static_cast<int>(lines * (t + 1) / tiles - lines * t / tiles) : 0;
+          tile_of<O>(m1 - m0, xs, w, k, ahead, g.sum + m0 * g.sum_stride + n, g.sum_stride, outputs,
+                     k0 > 0);
+        }
+      };
+      const auto row = [&](std::int64_t r) {
+        return at<W>(g.w, (n + least(r, outputs - 1)) * g.w_stride + k0);
+      };
+      if constexpr (kIsCoded<W>) {
+        Decoded* const decoded = static_cast<Decoded*>(g.scratch);
+        const Decoded* w[kRows];
+        for (std::int64_t r = 0; r < kRows; ++r) {
+          w[r] = decoded + r * kGemmBlock;
+          if (r < outputs)
+            copy_row(row(r), decoded + r * kGemmBlock, k);
+          else
+            w[r] = w[outputs - 1];
+        }
+        multiply(TileOp{}, w);
+      } else {
+        const W* w[kRows];
+        for (std::int64_t r = 0; r < kRows; ++r) w[r] = row(r);
+        multiply(Op{}, w);
+      }
+    }
+  }
 }
 
 // Many tokens: a block of weights is copied to L2, a tile of tokens to L1.
@@ -388,7 +436,8 @@ void run_widened(const Gemm& g) {
 }  // namespace
 
 std::int64_t gemm_scratch_bytes(std::int64_t m, std::int64_t k) {
-  std::int64_t bytes = m > kGemmStagedRows ? (kGemmStagedWeights + kTokens) * kGemmBlock * 4 : 0;
+  std::int64_t bytes = m > kGemmStagedRows ? (kGemmStagedWeights + kTokens) * kGemmBlock * 4
+                                           : kRows * kGemmBlock * 4;
 #ifdef __AMX_BF16__
   const std::int64_t tiles = gemm_tiles_scratch_bytes(m, k);
   if (bytes < tiles) bytes = tiles;
@@ -400,8 +449,14 @@ std::int64_t gemm_scratch_bytes(std::int64_t m, std::int64_t k) {
 void gemm(const Gemm& g) {
   with_element(g.x_type, [&]<class X>(X) {
     if (g.w_type == Element::f32) return run_widened<X, float>(g);
+    if (g.w_type == Element::e4m3) {
+#ifdef __AVX512BF16__
+      if constexpr (__is_same(X, Bf16)) return run<PairsE4m3, Pairs, Bf16, E4m3>(g);
+#endif
+      return run_widened<X, E4m3>(g);
+    }
 #ifdef __AMX_BF16__
-    if (__is_same(X, Bf16) && g.k > 0) return gemm_tiles(g);
+    if (__is_same(X, Bf16) && g.k > 0) return gemm_tiles(g);  // e4m3 weights do not come here
 #endif
 #ifdef __AVX512BF16__
     if constexpr (__is_same(X, Bf16)) return run<Pairs, Pairs, Bf16, Bf16>(g);

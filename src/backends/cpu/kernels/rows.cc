@@ -15,6 +15,10 @@ inline void over(std::int64_t n, Fn&& fn) {
   if (i < n) fn(i, n - i);
 }
 
+// Of quant/e4m3.h.
+constexpr float kMaxE4m3 = 448;
+constexpr float kLeastAmax = 1e-10f;
+
 }  // namespace
 
 void store_rows(const StoreRows& s) {
@@ -23,9 +27,40 @@ void store_rows(const StoreRows& s) {
       const float* from = s.from + m * s.from_stride;
       T* to = at<T>(s.to, m * s.to_stride);
       over(s.n, [&](std::int64_t i, auto... lanes) {
-        store(to + i, load(from + i, lanes...), lanes...);
+        const Vec v = load(from + i, lanes...);
+        store(to + i, s.scale ? mul(v, load(s.scale + i, lanes...)) : v, lanes...);
       });
     }
+  });
+}
+
+void round_e4m3(const RoundE4m3& r) {
+  with_element(r.type, [&]<class T>(T) {
+    for (std::int64_t g = 0; g < r.n; g += r.group) {
+      const std::int64_t n = r.group < r.n - g ? r.group : r.n - g;
+      const T* from = at<T>(r.from, g);
+      float* to = r.to + g;
+      Vec tops = set1(kLeastAmax);
+      over(n, [&](std::int64_t i, auto... lanes) {
+        // In this order of operands a NaN is passed over.
+        tops = max(abs(load(from + i, lanes...)), tops);
+      });
+      const float amax = reduce_max(tops);
+      const Vec factor = set1(kMaxE4m3 / amax), scale = set1(amax / kMaxE4m3);
+      over(n, [&](std::int64_t i, auto... lanes) {
+        E4m3 rounded[kWidth];
+        store(rounded, mul(load(from + i, lanes...), factor));
+        store(to + i, mul(load(rounded), scale), lanes...);
+      });
+    }
+  });
+}
+
+void narrow_e4m3(const void* from, Element type, void* to, std::int64_t n) {
+  with_element(type, [&]<class T>(T) {
+    over(n, [&](std::int64_t i, auto... lanes) {
+      store(at<E4m3>(to, i), load(at<T>(from, i), lanes...), lanes...);
+    });
   });
 }
 
@@ -44,9 +79,11 @@ void swiglu(const SwiGlu& s) {
       const float* up = s.up + m * s.stride;
       T* h = at<T>(s.h, m * s.h_stride);
       over(s.n, [&](std::int64_t i, auto... lanes) {
-        const Vec z = load(gate + i, lanes...);
+        Vec z = load(gate + i, lanes...), u = load(up + i, lanes...);
+        if (s.gate_scale) z = mul(z, load(s.gate_scale + i, lanes...));
+        if (s.up_scale) u = mul(u, load(s.up_scale + i, lanes...));
         const Vec silu = div(z, add(set1(1.0f), exp(sub(zero(), z))));
-        store(h + i, mul(silu, load(up + i, lanes...)), lanes...);
+        store(h + i, mul(silu, u), lanes...);
       });
     }
   });
@@ -128,19 +165,31 @@ void route(const RouteRow& r) {
   for (std::int64_t j = 0; j < r.top_k; ++j) r.weights[j] /= divisor;
 }
 
-void rotate_heads(const RotateHeads& r) {
+namespace {
+
+template <class From, class To>
+void rotate(const RotateHeads& r) {
   const std::int64_t half = r.head_dim / 2;
+  for (std::int64_t h = 0; h < r.heads; ++h) {
+    const From* from = at<From>(r.from, h * r.from_stride);
+    To* to = at<To>(r.to, h * r.to_stride);
+    over(half, [&](std::int64_t i, auto... lanes) {
+      const Vec a = load(from + i, lanes...), b = load(from + half + i, lanes...);
+      const Vec c = load(r.cos_sin + i, lanes...), s = load(r.cos_sin + half + i, lanes...);
+      store(to + i, sub(mul(a, c), mul(b, s)), lanes...);
+      store(to + half + i, add(mul(b, c), mul(a, s)), lanes...);
+    });
+  }
+}
+
+}  // namespace
+
+void rotate_heads(const RotateHeads& r) {
   with_element(r.type, [&]<class T>(T) {
-    for (std::int64_t h = 0; h < r.heads; ++h) {
-      const T* from = at<T>(r.from, h * r.from_stride);
-      T* to = at<T>(r.to, h * r.to_stride);
-      over(half, [&](std::int64_t i, auto... lanes) {
-        const Vec a = load(from + i, lanes...), b = load(from + half + i, lanes...);
-        const Vec c = load(r.cos_sin + i, lanes...), s = load(r.cos_sin + half + i, lanes...);
-        store(to + i, sub(mul(a, c), mul(b, s)), lanes...);
-        store(to + half + i, add(mul(b, c), mul(a, s)), lanes...);
-      });
-    }
+    if (r.to_type == Element::e4m3)
+      rotate<T, E4m3>(r);
+    else
+      rotate<T, T>(r);
   });
 }
 

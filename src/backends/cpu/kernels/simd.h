@@ -18,7 +18,11 @@ struct F16 {
   std::uint16_t bits;
 };
 
-// Calls fn with a value of the element type.
+struct E4m3 {
+  std::uint8_t bits;
+};
+
+// Calls fn with a value of the element type of activations.
 template <class Fn>
 inline void with_element(Element e, Fn&& fn) {
   switch (e) {
@@ -28,6 +32,8 @@ inline void with_element(Element e, Fn&& fn) {
       return fn(F16{});
     case Element::bf16:
       return fn(Bf16{});
+    case Element::e4m3:
+      __builtin_unreachable();
   }
 }
 
@@ -62,6 +68,37 @@ template <class T>
 inline Vec load(const T* p, std::int64_t n) {
   return widen(_mm256_maskz_loadu_epi16(first(n), p), T{});
 }
+// As halves with an exponent that is 8 too small; a NaN is given all ones.
+inline Vec widen(__m128i v, E4m3) {
+  const __m256i w = _mm256_cvtepu8_epi16(v);
+  const __m256i magnitude = _mm256_and_si256(w, _mm256_set1_epi16(0x7f));
+  const __m256i sign = _mm256_slli_epi16(_mm256_xor_si256(w, magnitude), 8);
+  const __m256i half = _mm256_or_si256(_mm256_slli_epi16(magnitude, 7), sign);
+  const __mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7f));
+  return mul(_mm512_cvtph_ps(_mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7fff))),
+             set1(256.0f));
+}
+inline Vec load(const E4m3* p) {
+  return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), E4m3{});
+}
+inline Vec load(const E4m3* p, std::int64_t n) {
+  return widen(_mm_maskz_loadu_epi8(first(n), p), E4m3{});
+}
+// 32 numbers that are not NaN as bf16, exactly. The exponent's bias is 120 more; subnormals, for
+// which that does not hold, are looked up by their mantissa.
+inline __m512i bf16_of(__m256i v) {
+  const __m512i w = _mm512_cvtepu8_epi16(v);
+  const __m512i subnormal = _mm512_castsi128_si512(_mm_setr_epi16(
+      0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));  // 0 to 7 times 2^-9
+  __m512i magnitude =
+      _mm512_add_epi16(_mm512_and_si512(_mm512_slli_epi16(w, 4), _mm512_set1_epi16(0x7f0)),
+                       _mm512_set1_epi16(120 << 7));
+  magnitude = _mm512_mask_permutexvar_epi16(
+      magnitude, _mm512_testn_epi16_mask(w, _mm512_set1_epi16(0x78)), w, subnormal);
+  // magnitude | (w << 8 & 0x8000)
+  return _mm512_ternarylogic_epi32(magnitude, _mm512_slli_epi16(w, 8),
+                                   _mm512_set1_epi16(static_cast<short>(0x8000)), 0xf8);
+}
 
 inline __m256i narrow(Vec v, F16) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 inline __m256i narrow(Vec v, Bf16) {
@@ -79,6 +116,33 @@ inline __m256i narrow(Vec v, Bf16) {
 }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
 inline void store(float* p, Vec v, std::int64_t n) { _mm512_mask_storeu_ps(p, first(n), v); }
+// The steps of ostro::to_f8e4m3.
+inline __m128i narrow(Vec v, E4m3) {
+  const __m512i u = _mm512_castps_si512(v);
+  const __m512i magnitude = _mm512_and_si512(u, _mm512_set1_epi32(0x7fffffff));
+  const __m512i capped = _mm512_min_epi32(magnitude, _mm512_set1_epi32(0x43e00000));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(capped, 20), _mm512_set1_epi32(1));
+  const __m512i rounded =
+      _mm512_add_epi32(capped, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7ffff)));
+  const __m512i normal =
+      _mm512_sub_epi32(_mm512_srli_epi32(rounded, 20), _mm512_set1_epi32(120 << 3));
+  const __m512i tiny =
+      _mm512_sub_epi32(_mm512_castps_si512(add(_mm512_castsi512_ps(capped), set1(0x1p14f))),
+                       _mm512_set1_epi32(0x46800000));
+  __m512i bits = _mm512_mask_mov_epi32(
+      normal, _mm512_cmplt_epi32_mask(capped, _mm512_set1_epi32(0x3c800000)), tiny);
+  bits =
+      _mm512_mask_mov_epi32(bits, _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7f800000)),
+                            _mm512_set1_epi32(0x7f));
+  bits = _mm512_or_si512(bits, _mm512_and_si512(_mm512_srli_epi32(u, 24), _mm512_set1_epi32(0x80)));
+  return _mm512_cvtepi32_epi8(bits);
+}
+inline void store(E4m3* p, Vec v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(v, E4m3{}));
+}
+inline void store(E4m3* p, Vec v, std::int64_t n) {
+  _mm_mask_storeu_epi8(p, first(n), narrow(v, E4m3{}));
+}
 template <class T>
 inline void store(T* p, Vec v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(v, T{}));
@@ -181,6 +245,49 @@ inline Vec load(const T* p, std::int64_t n) {
   return load(part);
 }
 
+inline Vec widen_e4m3(__m128i v) {  // 8 bytes, as above
+  const __m128i w = _mm_cvtepu8_epi16(v);
+  const __m128i magnitude = _mm_and_si128(w, _mm_set1_epi16(0x7f));
+  const __m128i sign = _mm_slli_epi16(_mm_xor_si128(w, magnitude), 8);
+  const __m128i half = _mm_or_si128(_mm_slli_epi16(magnitude, 7), sign);
+  const __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f));
+  return mul(_mm256_cvtph_ps(_mm_or_si128(half, _mm_srli_epi16(nan, 1))), set1(256.0f));
+}
+inline Vec load(const E4m3* p) {
+  return widen_e4m3(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vec load(const E4m3* p, std::int64_t n) {
+  E4m3 part[8] = {};
+  for (std::int64_t i = 0; i < n; ++i) part[i] = p[i];
+  return load(part);
+}
+
+// The steps of ostro::to_f8e4m3.
+inline void store(E4m3* p, Vec v, std::int64_t n) {
+  const __m256i u = _mm256_castps_si256(v);
+  const __m256i magnitude = _mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff));
+  const __m256i capped = _mm256_min_epi32(magnitude, _mm256_set1_epi32(0x43e00000));
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(capped, 20), _mm256_set1_epi32(1));
+  const __m256i rounded =
+      _mm256_add_epi32(capped, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7ffff)));
+  const __m256i normal =
+      _mm256_sub_epi32(_mm256_srli_epi32(rounded, 20), _mm256_set1_epi32(120 << 3));
+  const __m256i tiny =
+      _mm256_sub_epi32(_mm256_castps_si256(add(_mm256_castsi256_ps(capped), set1(0x1p14f))),
+                       _mm256_set1_epi32(0x46800000));
+  __m256i bits =
+      _mm256_blendv_epi8(normal, tiny, _mm256_cmpgt_epi32(_mm256_set1_epi32(0x3c800000), capped));
+  bits = _mm256_blendv_epi8(bits, _mm256_set1_epi32(0x7f),
+                            _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7f800000)));
+  bits = _mm256_or_si256(bits, _mm256_and_si256(_mm256_srli_epi32(u, 24), _mm256_set1_epi32(0x80)));
+  const __m128i words =
+      _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+  alignas(16) E4m3 part[16];
+  _mm_store_si128(reinterpret_cast<__m128i*>(part), _mm_packus_epi16(words, words));
+  for (std::int64_t i = 0; i < n; ++i) p[i] = part[i];
+}
+inline void store(E4m3* p, Vec v) { store(p, v, 8); }
+
 inline __m128i narrow(Vec v, F16) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 inline __m128i narrow(Vec v, Bf16) {
   const __m256i u = _mm256_castps_si256(v);
@@ -259,6 +366,8 @@ inline void transpose(Vec (&r)[kWidth]) {
 }
 
 #endif
+
+inline Vec abs(Vec v) { return max(v, sub(zero(), v)); }
 
 inline float reduce_add(Vec v) {
   const __m128 f = fold(v);

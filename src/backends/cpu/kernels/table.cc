@@ -21,7 +21,9 @@ const Kernels kernels = {
     .attention = attention,
     .attention_merge = attention_merge,
     .attention_scratch_bytes = attention_scratch_bytes,
+    .round_e4m3 = round_e4m3,
     .widen = widen_row,
+    .narrow_e4m3 = narrow_e4m3,
     .read_memory = read_memory,
     .peak_multiply_add = peak_multiply_add,
 };
