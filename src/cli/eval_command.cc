@@ -2,13 +2,12 @@
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
-#include "base/file.h"
-#include "base/json.h"
+#include "base/json_lines.h"
 #include "cli/commands.h"
+#include "cli/progress.h"
 #include "cli/runtime.h"
-#include "engine/engine.h"
+#include "eval/scorer.h"
 #include "text/tokenizer.h"
 
 namespace ostro::cli {
@@ -21,6 +20,7 @@ struct EvalFlags {
   std::string tokenizer_dir;
   std::string dataset;
   std::int64_t max_length = 0;
+  std::int64_t stride = 0;
   std::int64_t documents = 0;
   bool json = false;
 
@@ -33,43 +33,29 @@ struct EvalFlags {
         ->required();
     app.add_option("--max_length", max_length,
                    "cut documents after this many tokens; default: the context");
+    app.add_option("--stride", stride,
+                   "score longer documents whole, by windows of --max_length so many tokens apart; "
+                   "default: cut them");
     app.add_option("--max_documents", documents, "score the first so many lines; default: all");
     app.add_flag("--json", json, "print one JSON object: nats_per_token, perplexity, tokens");
   }
 };
 
-std::vector<std::int32_t> ids_of(const std::string& line, const std::string& where,
-                                 const txt::Tokenizer* tokenizer) {
-  const json parsed = parse_json(line, where);
-  const JsonObject o(parsed, where);
-  if (!o.has("input_ids")) {
-    OSTRO_REQUIRE(o.has("text"), where, " has neither \"text\" nor \"input_ids\"");
-    OSTRO_REQUIRE(tokenizer, where, " is text: give --tokenizer_dir");
-    return tokenizer->encode(o.string("text"));
-  }
-  std::vector<std::int32_t> ids;
-  const json& list = o.at("input_ids");
-  OSTRO_REQUIRE(list.is_array(), where, ": \"input_ids\" is ", shown(list), "; it must be a list");
-  for (const json& id : list) {
-    OSTRO_REQUIRE(id.is_number_integer() && 0 <= id && id <= INT32_MAX, where,
-                  ": \"input_ids\" holds ", shown(id), ", which is no token id");
-    ids.push_back(id.get<std::int32_t>());
-  }
-  return ids;
+std::vector<std::int32_t> ids_of(const JsonObject& line, const txt::Tokenizer* tokenizer) {
+  if (line.has("input_ids")) return line.token_ids("input_ids");
+  OSTRO_REQUIRE(line.has("text"), line.source(), " has neither \"text\" nor \"input_ids\"");
+  OSTRO_REQUIRE(tokenizer, line.source(), " is text: give --tokenizer_dir");
+  return tokenizer->encode(line.string("text"));
 }
 
 std::vector<std::vector<std::int32_t>> read_documents(const EvalFlags& flags,
                                                       const txt::Tokenizer* tokenizer) {
   std::vector<std::vector<std::int32_t>> documents;
-  std::istringstream lines(read_file(flags.dataset));
-  std::int64_t number = 0;
-  for (std::string line; std::getline(lines, line);) {
-    ++number;
-    if (line.find_first_not_of(" \t\r") == line.npos) continue;
-    if (flags.documents > 0 && std::int64_t(documents.size()) == flags.documents) break;
-    documents.push_back(ids_of(line, text(flags.dataset, " line ", number), tokenizer));
-    OSTRO_REQUIRE(!documents.back().empty(), flags.dataset, " line ", number, " has no token");
-  }
+  for_each_json_line(flags.dataset, [&](const JsonObject& line) {
+    documents.push_back(ids_of(line, tokenizer));
+    OSTRO_REQUIRE(!documents.back().empty(), line.source(), " has no token");
+    return flags.documents == 0 || std::int64_t(documents.size()) < flags.documents;
+  });
   OSTRO_REQUIRE(!documents.empty(), flags.dataset, " has no document");
   return documents;
 }
@@ -78,37 +64,28 @@ void score(const EvalFlags& flags, std::vector<std::vector<std::int32_t>> docume
            Session& session) {
   const std::int64_t context = session.config.model.context;
   const std::int64_t longest = flags.max_length > 0 ? std::min(flags.max_length, context) : context;
+  OSTRO_REQUIRE(flags.stride >= 0 && flags.stride <= longest, "--stride is ", flags.stride,
+                "; it must be from 1 to the ", longest, " tokens of a window");
   engine::Engine engine(session.rank, session.config.model);
-  for (auto& ids : documents) {
-    if (std::int64_t(ids.size()) > longest) ids.resize(std::size_t(longest));
-    engine.submit({.prompt = std::move(ids),
-                   .max_new_tokens = 0,
-                   .sampling = {},
-                   .end_ids = {},
-                   .logits = false,
-                   .prompt_logits = false,
-                   .prompt_log_probs = true});
-  }
-  double nats = 0;
-  std::int64_t tokens = 0;
-  while (!engine.idle())
-    for (const engine::Event& event : engine.step())
-      for (float log_prob : event.prompt_log_probs) {
-        nats -= log_prob;
-        ++tokens;
-      }
+  const std::size_t count = documents.size();
+  ProgressBar bar("eval", flags.json);
+  const eval::Score score = eval::score(
+      engine, {.documents = std::move(documents), .length = longest, .stride = flags.stride},
+      [&](double done) { bar.show(done, [&] { return text(count, " documents"); }); });
+  bar.clear();
+  const std::int64_t tokens = score.tokens;
   OSTRO_REQUIRE(tokens > 0, flags.dataset, " has no token after the first of each document");
-  const double mean = nats / double(tokens);
+  const double mean = score.mean();
   if (flags.json)
     std::printf("%s\n", json({{"nats_per_token", mean},
                               {"perplexity", std::exp(mean)},
                               {"tokens", tokens},
-                              {"documents", documents.size()}})
+                              {"documents", count}})
                             .dump()
                             .c_str());
   else
-    std::printf("%zu documents, %lld tokens: %.5f nats a token, perplexity %.4f\n",
-                documents.size(), static_cast<long long>(tokens), mean, std::exp(mean));
+    std::printf("%zu documents, %lld tokens: %.5f nats a token, perplexity %.4f\n", count,
+                static_cast<long long>(tokens), mean, std::exp(mean));
 }
 
 }  // namespace

@@ -176,8 +176,30 @@ class Help(ostro.Case):
         self.assertAlmostEqual(math.exp(whole["nats_per_token"]), whole["perplexity"], places=6)
         cut = json.loads(self.ostro(*args, "--json", "--max_length", "2").out)
         self.assertEqual(cut["tokens"], 2)
+        self.check_stride(engine)
         first = json.loads(self.ostro(*args, "--json", "--max_documents", "1").out)
         self.assertEqual((first["tokens"], first["documents"]), (2, 1))
+
+    def check_stride(self, engine):
+        """Windows of 4 tokens, 2 apart: each scores what a run of its own of that window does."""
+        ids = [1, 9, 4, 7, 3, 8, 2]
+
+        def nats(documents, *flags):
+            lines = "".join(json.dumps({"input_ids": d}) + "\n" for d in documents)
+            data = self.write("s.jsonl", lines)
+            args = ["eval", "perplexity", "--engine_dir", engine, "--dataset", data, "--json"]
+            out = json.loads(self.ostro(*args, *flags).out)
+            return out["nats_per_token"] * out["tokens"], out["tokens"]
+
+        # [0, 4) whole, then [2, 6) without [2, 4), then [4, 7) without [4, 6).
+        first, second, third = (nats([ids[a:b]])[0] for a, b in ((0, 4), (2, 6), (4, 7)))
+        want = first + second - nats([ids[2:4]])[0] + third - nats([ids[4:6]])[0]
+        got, tokens = nats([ids], "--max_length", "4", "--stride", "2")
+        self.assertEqual(tokens, 6)
+        self.assertAlmostEqual(got, want, places=4)
+        self.refused("eval", "perplexity", "--engine_dir", engine, "--dataset",
+                     self.path("s.jsonl"), "--max_length", "4", "--stride", "5",
+                     text="--stride is 5; it must be from 1 to the 4 tokens of a window")
 
 
 if __name__ == "__main__":
