@@ -77,24 +77,29 @@ Buffer CudaBackend::allocate(std::size_t bytes) {
 }
 
 quant::Weight CudaBackend::place(const quant::Weight& host) {
-  OSTRO_SUPPORTED(is_float(host.data.dtype) && !host.scale,
-                  "CUDA has kernels for f32, f16 and bf16 weights, not for ", describe(host.data));
-  if (host.data.device == Device::cuda) return host;
+  const DType type = host.data.dtype;
+  OSTRO_SUPPORTED(is_float(type) ? !host.scale : type == DType::f8e4m3,
+                  "CUDA has kernels for f32, f16, bf16 and f8e4m3 weights, not for ",
+                  describe(host.data));
+  return {.data = placed(host.data), .scale = host.scale ? placed(host.scale) : View{}};
+}
+
+View CudaBackend::placed(const View& host) {
+  if (host.device == Device::cuda) return host;
   constexpr std::int64_t kRowAlign = 16;  // bytes: what the kernels load at once
-  const View& from = host.data;
-  const auto size = std::int64_t(size_of(from.dtype));
-  quant::Weight placed = host;
-  placed.data.device = Device::cuda;
-  placed.data.row_stride = round_up(from.cols * size, kRowAlign) / size;
+  const auto size = std::int64_t(size_of(host.dtype));
+  View view = host;
+  view.device = Device::cuda;
+  view.row_stride = round_up(host.cols * size, kRowAlign) / size;
   OSTRO_CUDA(cudaSetDevice(device_));
-  const auto bytes = std::size_t(from.rows * placed.data.row_stride * size);
-  weights_.push_back(placed.data.row_stride == from.cols ? allocate_uninitialised(bytes)
-                                                         : allocate_device(bytes, stream_));
-  placed.data.data = weights_.back().data();
-  staging_.upload(placed.data.data, std::size_t(placed.data.row_stride * size), from.data,
-                  std::size_t(from.row_stride * size), std::size_t(from.cols * size),
-                  std::size_t(from.rows));
-  return placed;
+  const auto bytes = std::size_t(host.rows * view.row_stride * size);
+  weights_.push_back(view.row_stride == host.cols ? allocate_uninitialised(bytes)
+                                                  : allocate_device(bytes, stream_));
+  view.data = weights_.back().data();
+  staging_.upload(view.data, std::size_t(view.row_stride * size), host.data,
+                  std::size_t(host.row_stride * size), std::size_t(host.cols * size),
+                  std::size_t(host.rows));
+  return view;
 }
 
 void CudaBackend::copy(const View& from, const View& to) {

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "backends/cuda/kernels/quantise.h"
 #include "backends/cuda/memory.h"
 #include "ops/backend.h"
 
@@ -55,6 +56,17 @@ class CudaBackend final : public ops::Backend {
   // Before each op: that its memory is on this device, which the thread's calls then go to.
   void begin(const View& output) const;
 
+  // A copy of a host matrix on the device, its rows aligned for the kernels.
+  View placed(const View& host);
+
+  struct E4m3Memory {
+    Workspace data, scale;
+  };
+  // Room for `rows` rows of k columns, with one scale a row or one for each of `groups`.
+  static E4m3Rows e4m3_rows(E4m3Memory&, std::int64_t rows, std::int64_t k, std::int64_t groups);
+  // x rounded with one scale a row; valid until the next call.
+  E4m3Rows quantised(const View& x);
+
   void dense_mlp(const ops::ExpertMlp&);
   void routed_mlp(const ops::ExpertMlp&);
 
@@ -67,6 +79,8 @@ class CudaBackend final : public ops::Backend {
   std::int64_t moves_ = 0;  // of any workspace
   Workspace attention_parts_{moves_}, expert_index_{moves_}, expert_hidden_{moves_},
       expert_out_{moves_};
+  E4m3Memory x_e4m3_{Workspace(moves_), Workspace(moves_)};
+  E4m3Memory hidden_e4m3_{Workspace(moves_), Workspace(moves_)};
 };
 
 }  // namespace ostro::cuda

@@ -2,6 +2,7 @@
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/kernels/moe.h"
 #include "backends/cuda/launch.h"
+#include "quant/e4m3.h"
 
 namespace ostro::cuda {
 namespace {
@@ -12,41 +13,90 @@ bool aligned(const quant::Weight& w) {
          (w.n() <= 1 || std::uintptr_t(w.data.row_stride) * size_of(w.data.dtype) % kAlign == 0);
 }
 
-WeightRef ref(const quant::Weight& w) { return {w.data.data, w.data.row_stride}; }
+WeightRef ref(const quant::Weight& w) {
+  return {w.data.data, w.data.row_stride, static_cast<const float*>(w.scale.data)};
+}
 
 void set_output(GemmArgs& args, const View& y) {
   constexpr std::uintptr_t kPack = 4;
   const std::uintptr_t bytes = kPack * size_of(y.dtype);
   args.y = y.data;
   args.y_stride = y.row_stride;
-  args.y_is_f32 = y.dtype == DType::f32;
+  args.y_type = y.dtype;
   args.y_in_packs = reinterpret_cast<std::uintptr_t>(y.data) % bytes == 0 &&
                     std::uintptr_t(y.row_stride) % kPack == 0;
+}
+
+void set_input(GemmArgs& args, const View& x) {
+  args.x = x.data;
+  args.x_stride = x.row_stride;
+}
+
+void require_e4m3_activations(ops::Activations activations) {
+  OSTRO_SUPPORTED(activations == ops::Activations::e4m3_per_token,
+                  "e4m3 weights on CUDA are multiplied by activations that are rounded to e4m3");
+}
+
+void require_one_type(const quant::Weight& gate, const quant::Weight& up) {
+  OSTRO_SUPPORTED(up.data.dtype == gate.data.dtype,
+                  "ExpertMlp on CUDA has kernels for weights of one type, not for ",
+                  describe(gate.data), " and ", describe(up.data));
+}
+
+void set_dense(GemmArgs& args, const quant::Weight& w, const quant::Weight* up, std::int64_t rows,
+               int token_tile) {
+  args.weight = ref(w);
+  if (up) args.up_weight = ref(*up);
+  args.max_tiles = int(ceil_div<std::int64_t>(rows, token_tile));
+  args.slots = rows;
+  args.n = int(w.n());
+  args.k = int(w.k());
 }
 
 // y = x w^T, or its SwiGLU with `up`, for rows that all have one weight.
 void dense(cudaStream_t stream, int processors, const View& x, const quant::Weight& w,
            const quant::Weight* up, const View& y) {
   if (x.rows == 0 || w.n() == 0) return;
-  OSTRO_SUPPORTED(!up || up->data.dtype == w.data.dtype,
-                  "ExpertMlp on CUDA has kernels for gate and up of one type, not for ",
-                  describe(w.data), " and ", describe(up->data));
+  if (up) require_one_type(w, *up);
   const bool tensor_cores = tensor_cores_take(x, w.data.dtype, aligned(w) && (!up || aligned(*up)));
   Gemm g{};
   g.token_tile = tensor_cores ? dense_tile(x.rows, w.n(), processors) : kSimpleTokenTile;
-  g.args.x = x.data;
-  g.args.x_stride = x.row_stride;
-  g.args.weight = ref(w);
-  if (up) g.args.up_weight = ref(*up);
-  g.args.max_tiles = int(ceil_div<std::int64_t>(x.rows, g.token_tile));
-  g.args.slots = x.rows;
-  g.args.n = int(w.n());
-  g.args.k = int(w.k());
+  set_input(g.args, x);
+  set_dense(g.args, w, up, x.rows, g.token_tile);
   set_output(g.args, y);
   g.x_type = x.dtype;
   g.w_type = w.data.dtype;
   g.swiglu = up != nullptr;
   gemm(stream, g, tensor_cores);
+}
+
+void set_input(GemmArgs& args, const E4m3Rows& x) {
+  args.x = x.data;
+  args.x_stride = x.stride;
+  args.x_scale = x.scale;
+  args.x_scale_stride = x.scale_stride;
+}
+
+void set_output(GemmArgs& args, const E4m3Rows& y) {
+  args.y = y.data;
+  args.y_stride = y.stride;
+  args.y_type = DType::f8e4m3;
+  args.y_scale = y.scale;
+  args.y_scale_stride = y.scale_stride;
+}
+
+// The same for e4m3 x and weights. With `up` the result is e4m3 (`hidden`), else y.
+void dense_e4m3(cudaStream_t stream, int processors, const E4m3Rows& x, std::int64_t rows,
+                const quant::Weight& w, const quant::Weight* up, const E4m3Rows* hidden,
+                const View& y) {
+  if (rows == 0 || w.n() == 0) return;
+  Gemm g{};
+  g.swiglu = up != nullptr;
+  g.token_tile = dense_tile_e4m3(rows, w.n(), g.swiglu, processors);
+  set_input(g.args, x);
+  set_dense(g.args, w, up, rows, g.token_tile);
+  hidden ? set_output(g.args, *hidden) : set_output(g.args, y);
+  gemm_e4m3(stream, g, aligned(w) && (!up || aligned(*up)));
 }
 
 // Hands out 16-byte aligned pieces of one allocation: once to count, then to cut.
@@ -68,9 +118,28 @@ class Carver {
 
 }  // namespace
 
+E4m3Rows CudaBackend::e4m3_rows(E4m3Memory& memory, std::int64_t rows, std::int64_t k,
+                                std::int64_t groups) {
+  const std::int64_t stride = round_up<std::int64_t>(k, 16);
+  return {.data = memory.data.reserve<std::uint8_t>(rows * stride),
+          .stride = stride,
+          .scale = memory.scale.reserve<float>(rows * groups),
+          .scale_stride = groups > 1 ? rows : 0};
+}
+
+E4m3Rows CudaBackend::quantised(const View& x) {
+  const E4m3Rows rows = e4m3_rows(x_e4m3_, x.rows, x.cols, 1);
+  quantise_rows(stream_, x, rows);
+  return rows;
+}
+
 void CudaBackend::enqueue(const ops::Linear& op) {
   begin(op.y);
-  dense(stream_, processors_, op.x, op.w, nullptr, op.y);
+  if (op.w.data.dtype != DType::f8e4m3)
+    return dense(stream_, processors_, op.x, op.w, nullptr, op.y);
+  require_e4m3_activations(op.activations);
+  if (op.x.rows == 0 || op.w.n() == 0) return;
+  dense_e4m3(stream_, processors_, quantised(op.x), op.x.rows, op.w, nullptr, nullptr, op.y);
 }
 
 void CudaBackend::enqueue(const ops::ExpertMlp& op) {
@@ -88,6 +157,17 @@ void CudaBackend::enqueue(const ops::ExpertMlp& op) {
 void CudaBackend::dense_mlp(const ops::ExpertMlp& op) {
   const ops::Expert& expert = op.local.front();
   const std::int64_t inter = expert.gate.n();
+  if (expert.gate.data.dtype == DType::f8e4m3) {
+    require_e4m3_activations(op.activations);
+    require_one_type(expert.gate, expert.up);
+    require_one_type(expert.gate, expert.down);
+    const E4m3Rows x = quantised(op.x);
+    const E4m3Rows hidden =
+        e4m3_rows(hidden_e4m3_, op.x.rows, inter, ceil_div(inter, quant::kE4m3Group));
+    dense_e4m3(stream_, processors_, x, op.x.rows, expert.gate, &expert.up, &hidden, {});
+    dense_e4m3(stream_, processors_, hidden, op.x.rows, expert.down, nullptr, nullptr, op.y);
+    return;
+  }
   const auto size = std::int64_t(size_of(op.x.dtype));
   const std::int64_t stride = round_up<std::int64_t>(inter * size, 16) / size;
   View hidden = matrix(expert_hidden_.reserve<char>(op.x.rows * stride * size), op.x.dtype,
@@ -99,10 +179,13 @@ void CudaBackend::dense_mlp(const ops::ExpertMlp& op) {
 
 void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   const std::int64_t experts = std::int64_t(op.local.size());
-  OSTRO_SUPPORTED(experts <= kMostExperts, "ExpertMlp on CUDA has kernels for up to ", kMostExperts,
-                  " local experts, not for ", experts);
   const ops::Expert& first = op.local.front();
   const DType weight_type = first.gate.data.dtype;
+  const bool e4m3 = weight_type == DType::f8e4m3;
+  if (e4m3) require_e4m3_activations(op.activations);
+  const std::int64_t most = e4m3 ? kMostE4m3Experts : kMostExperts;
+  OSTRO_SUPPORTED(experts <= most, "ExpertMlp on CUDA has kernels for up to ", most,
+                  " local experts of ", name(weight_type), ", not for ", experts);
   bool all_aligned = true;
   for (const ops::Expert& e : op.local) {
     for (const auto& [w, like] :
@@ -118,9 +201,11 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   const std::int64_t tokens = op.x.rows, hidden = op.x.cols, inter = first.gate.n();
   const std::int64_t slots = tokens * op.experts.cols;
   if (slots == 0) return;
-  const bool tensor_cores = tensor_cores_take(op.x, weight_type, all_aligned);
+  const bool tensor_cores = !e4m3 && tensor_cores_take(op.x, weight_type, all_aligned);
   Gemm g{};
-  g.token_tile = tensor_cores ? expert_tile(tokens, op.experts.cols, experts) : kSimpleTokenTile;
+  g.token_tile = e4m3           ? expert_tile_e4m3(tokens)
+                 : tensor_cores ? expert_tile(tokens, op.experts.cols, experts)
+                                : kSimpleTokenTile;
   g.x_type = op.x.dtype;
   g.w_type = weight_type;
   const std::int64_t tiles = most_tiles(slots, experts, g.token_tile);
@@ -140,37 +225,48 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   carve(Carver(expert_index_.reserve<char>(carve(Carver(nullptr)))));
   group_by_expert(stream_, op, g.token_tile, groups);
 
-  const auto size = std::int64_t(size_of(op.x.dtype));
-  const std::int64_t stride = round_up<std::int64_t>(inter * size, 16) / size;
-  View h = matrix(expert_hidden_.reserve<char>(slots * stride * size), op.x.dtype, slots, inter,
-                  Device::cuda);
-  h.row_stride = stride;
-  float* const out = expert_out_.reserve<float>(slots * hidden);
-
-  g.args.x = op.x.data;
-  g.args.x_stride = op.x.row_stride;
-  g.args.rows = groups.token;
-  g.args.weights = groups.gate;
-  g.args.up_weights = groups.up;
+  const auto multiply = [&] {
+    e4m3 ? gemm_e4m3(stream_, g, all_aligned) : gemm(stream_, g, tensor_cores);
+  };
   g.args.tiles = groups.tiles;
   g.args.tile_count = groups.tile_count;
   g.args.max_tiles = int(tiles);
   g.args.slots = slots;
+
+  // h = swiglu(gate x, up x) of every slot.
+  View h;
+  E4m3Rows h_e4m3{};
+  if (e4m3) {
+    h_e4m3 = e4m3_rows(hidden_e4m3_, slots, inter, ceil_div(inter, quant::kE4m3Group));
+    set_input(g.args, quantised(op.x));
+    set_output(g.args, h_e4m3);
+  } else {
+    const auto size = std::int64_t(size_of(op.x.dtype));
+    const std::int64_t stride = round_up<std::int64_t>(inter * size, 16) / size;
+    h = matrix(expert_hidden_.reserve<char>(slots * stride * size), op.x.dtype, slots, inter,
+               Device::cuda);
+    h.row_stride = stride;
+    set_input(g.args, op.x);
+    set_output(g.args, h);
+  }
+  g.args.rows = groups.token;
+  g.args.weights = groups.gate;
+  g.args.up_weights = groups.up;
   g.args.n = int(inter);
   g.args.k = int(hidden);
   g.swiglu = true;
-  set_output(g.args, h);
-  if (inter > 0) gemm(stream_, g, tensor_cores);
+  if (inter > 0) multiply();
 
-  g.args.x = h.data;
-  g.args.x_stride = h.row_stride;
+  // The down projection of every slot.
+  float* const out = expert_out_.reserve<float>(slots * hidden);
+  e4m3 ? set_input(g.args, h_e4m3) : set_input(g.args, h);
+  set_output(g.args, matrix(out, DType::f32, slots, hidden, Device::cuda));
   g.args.rows = nullptr;
   g.args.weights = groups.down;
   g.args.n = int(hidden);
   g.args.k = int(inter);
   g.swiglu = false;
-  set_output(g.args, matrix(out, DType::f32, slots, hidden, Device::cuda));
-  gemm(stream_, g, tensor_cores);
+  multiply();
   combine_experts(stream_, op, groups.slot_of, out);
 }
 

@@ -88,7 +88,29 @@ struct AttentionLayout {
   static constexpr int kSharedBytes = 2 * kAttentionStages * kTileBytes + kRowsBytes + kJoinedBytes;
 };
 
-template <class T, int kHead, int kWarps>
+// Eight e4m3 numbers as 16-bit ones, which is exact.
+template <class T>
+__device__ inline uint4 widen_e4m3(uint2 x) {
+  uint4 out;
+  auto* const pairs = reinterpret_cast<std::uint32_t*>(&out);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const auto two = __nv_fp8x2_storage_t((i < 2 ? x.x : x.y) >> 16 * (i % 2));
+    const __half2 half(__nv_cvt_fp8x2_to_halfraw2(two, __NV_E4M3));
+    if constexpr (std::is_same_v<T, __half>) {
+      pairs[i] = reinterpret_cast<const std::uint32_t&>(half);
+    } else {
+      const float2 wide = __half22float2(half);
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(wide.x, wide.y);
+      pairs[i] = reinterpret_cast<const std::uint32_t&>(pair);
+    }
+  }
+  return out;
+}
+
+// C: the cache's elements, T or e4m3. The latter are widened on their way to shared memory, so
+// their loads are not asynchronous: other blocks hide them.
+template <class T, class C, int kHead, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const AttentionArgs a) {
   using L = AttentionLayout<kHead, kWarps>;
   constexpr int kThreads = kWarps * 32;
@@ -185,7 +207,8 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
   };
   const auto load_tile = [&](int stage) {
     const std::uint32_t k_to = tiles + stage * 2 * L::kTileBytes, v_to = k_to + L::kTileBytes;
-#pragma unroll 4
+    constexpr bool kWiden = !std::is_same_v<T, C>;
+#pragma unroll(kWiden ? 8 : 4)
     for (int i = int(threadIdx.x); i < kPositions * L::kChunks; i += kThreads) {
       const int p = i / L::kChunks, chunk = i % L::kChunks;
       const std::int64_t row = rows_shared[stage * kPositions + p];
@@ -194,8 +217,19 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
       const std::uint32_t to = p * kHead * 2 + ((chunk ^ (p & 7)) << 4);
       const std::int64_t k_at = load ? row * a.cache.k_stride + chunk * 8 : 0;
       const std::int64_t v_at = load ? row * a.cache.v_stride + chunk * 8 : 0;
-      ptx::copy16(k_to + to, static_cast<const T*>(a.k) + k_at, bytes);
-      ptx::copy16(v_to + to, static_cast<const T*>(a.v) + v_at, bytes);
+      const C* const k = static_cast<const C*>(a.k) + k_at;
+      const C* const v = static_cast<const C*>(a.v) + v_at;
+      if constexpr (kWiden) {
+        const auto eight = [&](const C* from) {
+          return load ? *reinterpret_cast<const uint2*>(from) : uint2{0, 0};
+        };
+        const uint2 keys = eight(k), values = eight(v);
+        ptx::store16(k_to + to, widen_e4m3<T>(keys));
+        ptx::store16(v_to + to, widen_e4m3<T>(values));
+      } else {
+        ptx::copy16(k_to + to, k, bytes);
+        ptx::copy16(v_to + to, v, bytes);
+      }
     }
   };
 
@@ -486,21 +520,21 @@ __global__ void __launch_bounds__(kJoinThreads) join_parts_kernel(const Attentio
   }
 }
 
-template <class T, int kHead, int kWarps>
+template <class T, class C, int kHead, int kWarps>
 void start_attention(cudaStream_t stream, const AttentionArgs& args) {
   launch(stream,
          {.blocks = std::int64_t(args.row_tiles) * args.cache.kv_heads * args.splits,
           .threads = kWarps * 32,
           .shared_bytes = AttentionLayout<kHead, kWarps>::kSharedBytes},
-         attention_mma_kernel<T, kHead, kWarps>, args);
+         attention_mma_kernel<T, C, kHead, kWarps>, args);
 }
 
 // The kernel for the smallest head that holds head_dim, then the join of its parts.
-template <class T>
+template <class T, class C>
 void attention_mma_of(cudaStream_t stream, const AttentionArgs& args, int warps) {
   const auto with = [&]<int kHead>() {
-    warps == 1 ? start_attention<T, kHead, 1>(stream, args)
-               : start_attention<T, kHead, 4>(stream, args);
+    warps == 1 ? start_attention<T, C, kHead, 1>(stream, args)
+               : start_attention<T, C, kHead, 4>(stream, args);
   };
   if (args.head_dim <= 64)
     with.template operator()<64>();

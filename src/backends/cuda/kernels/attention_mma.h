@@ -23,8 +23,10 @@ struct AttentionArgs {
   int splits;
 };
 
-// A file a type, so that they compile side by side.
+// A file a type of the activations and of the cache, so that they compile side by side.
 void attention_mma_bf16(cudaStream_t, const AttentionArgs&, int warps);
 void attention_mma_f16(cudaStream_t, const AttentionArgs&, int warps);
+void attention_mma_bf16_e4m3(cudaStream_t, const AttentionArgs&, int warps);
+void attention_mma_f16_e4m3(cudaStream_t, const AttentionArgs&, int warps);
 
 }  // namespace ostro::cuda

@@ -17,10 +17,10 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kColumns = kMostHeadDim / 32;  // of a lane
 
-template <class T>
+template <class T, class C>
 __global__ void __launch_bounds__(kWarps * 32)
     attention_simple_kernel(const T* q, std::int64_t q_stride, DeviceRequests requests,
-                            DeviceCache cache, const T* k_cache, const T* v_cache, T* y,
+                            DeviceCache cache, const C* k_cache, const C* v_cache, T* y,
                             std::int64_t y_stride, std::int64_t tokens, int heads, int head_dim,
                             float scale, int window) {
   __shared__ float queries[kWarps][kMostHeadDim];
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     float score = -INFINITY;
     if (row >= 0) {
       score = 0;
-      const T* const k = k_cache + row * cache.k_stride;
+      const C* const k = k_cache + row * cache.k_stride;
       for (int i = 0; i < head_dim; ++i) score = fmaf(query[i], widen(k[i]), score);
     }
     const float new_most = fmaxf(most, warp_max(score));
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kWarps * 32)
       const std::int64_t v_row = __shfl_sync(~0u, row, j);
       const float w = __shfl_sync(~0u, weight, j);
       if (v_row < 0) continue;
-      const T* const v = v_cache + v_row * cache.v_stride;
+      const C* const v = v_cache + v_row * cache.v_stride;
 #pragma unroll
       for (int c = 0; c < kColumns; ++c)
         if (lane + 32 * c < head_dim) sum[c] = fmaf(w, widen(v[lane + 32 * c]), sum[c]);
@@ -81,13 +81,19 @@ void attention_simple(cudaStream_t stream, const ops::PagedAttention& op) {
                   head_dim);
   visit_dtype<float, f16, bf16>(op.q.dtype, "PagedAttention on CUDA", [&]<class T>() {
     using E = device_t<T>;
-    launch(stream,
-           {.blocks = ceil_div<std::int64_t>(op.q.rows * op.heads, kWarps), .threads = kWarps * 32},
-           attention_simple_kernel<E>, static_cast<const E*>(op.q.data), op.q.row_stride,
-           device_requests(op.requests), device_cache(op.cache),
-           static_cast<const E*>(op.cache.k.data), static_cast<const E*>(op.cache.v.data),
-           static_cast<E*>(op.y.data), op.y.row_stride, op.q.rows, int(op.heads), int(head_dim),
-           op.scale, int(op.window));
+    const auto with = [&]<class C>(const C* k, const C* v) {
+      launch(
+          stream,
+          {.blocks = ceil_div<std::int64_t>(op.q.rows * op.heads, kWarps), .threads = kWarps * 32},
+          attention_simple_kernel<E, C>, static_cast<const E*>(op.q.data), op.q.row_stride,
+          device_requests(op.requests), device_cache(op.cache), k, v, static_cast<E*>(op.y.data),
+          op.y.row_stride, op.q.rows, int(op.heads), int(head_dim), op.scale, int(op.window));
+    };
+    const void *k = op.cache.k.data, *v = op.cache.v.data;
+    if (op.cache.k.dtype == DType::f8e4m3)
+      with(static_cast<const device_t<f8e4m3>*>(k), static_cast<const device_t<f8e4m3>*>(v));
+    else
+      with(static_cast<const E*>(k), static_cast<const E*>(v));
   });
 }
 

@@ -3,6 +3,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
 #include <type_traits>
@@ -23,6 +24,10 @@ template <>
 struct DeviceElement<f16> {
   using type = __half;
 };
+template <>
+struct DeviceElement<f8e4m3> {
+  using type = __nv_fp8_e4m3;
+};
 // What CUDA calls the element type T of a View.
 template <class T>
 using device_t = typename DeviceElement<T>::type;
@@ -30,14 +35,19 @@ using device_t = typename DeviceElement<T>::type;
 __device__ inline float widen(float x) { return x; }
 __device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ inline float widen(__half x) { return __half2float(x); }
+__device__ inline float widen(__nv_fp8_e4m3 x) {
+  return __half2float(__half(__nv_cvt_fp8_to_halfraw(x.__x, __NV_E4M3)));
+}
 
-// To nearest, ties to even.
+// To nearest, ties to even; e4m3 saturates.
 template <class T>
 __device__ inline T rounded_to(float x) {
   if constexpr (std::is_same_v<T, __nv_bfloat16>)
     return __float2bfloat16_rn(x);
   else if constexpr (std::is_same_v<T, __half>)
     return __float2half_rn(x);
+  else if constexpr (std::is_same_v<T, __nv_fp8_e4m3>)
+    return __nv_fp8_e4m3(x);
   else
     return x;
 }

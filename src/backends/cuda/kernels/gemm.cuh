@@ -31,24 +31,32 @@ __device__ inline TokenTile token_tile_of(const GemmArgs& a, int index, int tile
 
 __device__ inline float swiglu(float gate, float up) { return gate / (1 + expf(-gate)) * up; }
 
-template <class T>
-__device__ inline void store_output(const GemmArgs& a, std::int64_t slot, int column, float value) {
-  if (a.y_is_f32)
-    static_cast<float*>(a.y)[slot * a.y_stride + column] = value;
+template <int kCount>
+__device__ inline void store_output(const GemmArgs& a, std::int64_t slot, int column,
+                                    const Pack<float, kCount>& value) {
+  const auto store = [&]<class Y>(Y*) {
+    Pack<Y, kCount> out;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) out.v[j] = rounded_to<Y>(value.v[j]);
+    store_pack(static_cast<Y*>(a.y) + slot * a.y_stride + column, out);
+  };
+  if (a.y_type == DType::f32)
+    store(static_cast<float*>(nullptr));
+  else if (a.y_type == DType::bf16)
+    store(static_cast<__nv_bfloat16*>(nullptr));
   else
-    static_cast<T*>(a.y)[slot * a.y_stride + column] = rounded_to<T>(value);
+    store(static_cast<__half*>(nullptr));
 }
 
-template <class T>
-__device__ inline void store_output(const GemmArgs& a, std::int64_t slot, int column,
-                                    const Pack<float, 4>& value) {
-  if (a.y_is_f32) {
-    store_pack(static_cast<float*>(a.y) + slot * a.y_stride + column, value);
+// Four outputs of a slot, those that exist.
+__device__ inline void store_outputs(const GemmArgs& a, std::int64_t slot, int column,
+                                     const Pack<float, 4>& value) {
+  if (a.y_in_packs && column + 4 <= a.n) {
+    store_output(a, slot, column, value);
   } else {
-    Pack<T, 4> out;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) out.v[j] = rounded_to<T>(value.v[j]);
-    store_pack(static_cast<T*>(a.y) + slot * a.y_stride + column, out);
+    for (int j = 0; j < 4; ++j)
+      if (column + j < a.n) store_output(a, slot, column + j, Pack<float, 1>{{value.v[j]}});
   }
 }
 

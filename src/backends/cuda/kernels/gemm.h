@@ -11,13 +11,18 @@ namespace ostro::cuda {
 struct WeightRef {
   const void* data;
   std::int64_t stride;  // elements from one row to the next
+  const float* scale;   // [n] of e4m3 weights, else null
 };
 
 // y[s, i] = sum_k x[row(s), k] w[i, k]; with `up`, y[s, i] = silu(gate_i) * up_i where gate is the
 // product with w and up that with `up`.
+//
+// x and weights of e4m3 have scales, and so has y if it is e4m3 (kernels/quantise.h).
 struct GemmArgs {
   const void* x;
   std::int64_t x_stride;
+  const float* x_scale;  // of e4m3
+  std::int64_t x_scale_stride;
   const std::int32_t* rows;  // row(s); null: s
 
   // Dense: `weight` (and `up_weight`), tiles of consecutive rows. Grouped: expert e multiplies by
@@ -34,8 +39,10 @@ struct GemmArgs {
 
   void* y;
   std::int64_t y_stride;
-  bool y_is_f32;    // else as x
+  DType y_type;
   bool y_in_packs;  // rows of y in packs of four elements
+  float* y_scale;   // of e4m3
+  std::int64_t y_scale_stride;
 };
 
 struct Gemm {
@@ -51,6 +58,10 @@ bool tensor_cores_take(const View& x, DType weight_type, bool weights_aligned);
 
 // bf16 and f16 by wgmma, sums in f32: token_tile is one of kTokenTiles.
 void gemm_wgmma(cudaStream_t, const Gemm&);
+// e4m3 by wgmma, sums over 128 columns added in f32: token_tile is one of kTokenTiles up to
+// kLargestE4m3Tile. With `swiglu` y is e4m3 with one scale for 128 columns, else a float type.
+// `weights_aligned`: rows start at 16 bytes; others are slow.
+void gemm_e4m3(cudaStream_t, const Gemm&, bool weights_aligned);
 // Any of the float types, sums in f32 by fused multiply-adds: token_tile is kSimpleTokenTile.
 void gemm_simple(cudaStream_t, const Gemm&);
 

@@ -84,8 +84,8 @@ __global__ void __launch_bounds__(kThreads) gemm_simple_kernel(const GemmArgs a)
 #pragma unroll
     for (int j = 0; j < kEach; ++j)
       if (n0 + row + j < a.n)
-        store_output<X>(a, tile.first + token + i, n0 + row + j,
-                        kSwiglu ? swiglu(sum[i][j], up_sum[i][j]) : sum[i][j]);
+        store_output(a, tile.first + token + i, n0 + row + j,
+                     Pack<float, 1>{{kSwiglu ? swiglu(sum[i][j], up_sum[i][j]) : sum[i][j]}});
 }
 
 template <class X, class W>

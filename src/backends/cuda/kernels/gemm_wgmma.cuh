@@ -203,14 +203,7 @@ __global__ void __launch_bounds__(128 * kGroups, kTokens > 128 ? 1 : 2)
 #pragma unroll
       for (int j = 0; j < 4; ++j) value.v[j] = swiglu(value.v[j], up_value.v[j]);
     }
-    const std::int64_t slot = tile.first + token;
-    if (a.y_in_packs && n0 + column + 4 <= a.n) {
-      store_output<T>(a, slot, n0 + column, value);
-    } else {
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        if (n0 + column + j < a.n) store_output<T>(a, slot, n0 + column + j, value.v[j]);
-    }
+    store_outputs(a, tile.first + token, n0 + column, value);
   }
 }
 

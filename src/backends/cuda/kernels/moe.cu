@@ -18,27 +18,38 @@ namespace {
 constexpr int kGroupThreads = 1024, kSumThreads = 256;
 
 // Where the experts' weights lie, by value: launch parameters hold 32 KB at most.
-template <int kExperts>
+template <int kExperts, bool kScales>
 struct WeightTable {
-  const void* gate[kExperts];
-  const void* up[kExperts];
-  const void* down[kExperts];
-  std::int64_t gate_stride, up_stride, down_stride;
-};
-static_assert(sizeof(WeightTable<kMostExperts>) < 32000);
+  struct Matrices {
+    const void* data[kExperts];
+    const float* scale[kScales ? kExperts : 1];
+    std::int64_t stride;
 
-template <int kExperts>
+    void set(std::size_t e, const quant::Weight& w) {
+      data[e] = w.data.data;
+      stride = w.data.row_stride;
+      if constexpr (kScales) scale[e] = static_cast<const float*>(w.scale.data);
+    }
+    __device__ WeightRef of(int e) const {
+      return {data[e], stride, kScales ? scale[kScales ? e : 0] : nullptr};
+    }
+  } gate, up, down;
+};
+static_assert(sizeof(WeightTable<kMostExperts, false>) < 32000);
+static_assert(sizeof(WeightTable<kMostE4m3Experts, true>) < 32000);
+
+template <int kExperts, bool kScales>
 __global__ void __launch_bounds__(kGroupThreads)
-    group_by_expert_kernel(const __grid_constant__ WeightTable<kExperts> table,
+    group_by_expert_kernel(const __grid_constant__ WeightTable<kExperts, kScales> table,
                            const std::int32_t* chosen, std::int64_t stride, int choices, int top_k,
                            int first_expert, int experts, int tile, ExpertGroups out) {
   __shared__ std::int32_t start[kExperts + 1];
   begin_kernel();
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   for (int e = int(threadIdx.x); e < experts; e += kGroupThreads) {
-    out.gate[e] = {table.gate[e], table.gate_stride};
-    out.up[e] = {table.up[e], table.up_stride};
-    out.down[e] = {table.down[e], table.down_stride};
+    out.gate[e] = table.gate.of(e);
+    out.up[e] = table.up.of(e);
+    out.down[e] = table.down.of(e);
   }
   const auto expert_at = [&](int i) {
     return i < choices ? chosen[i / top_k * stride + i % top_k] - first_expert : -1;
@@ -103,20 +114,17 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-template <int kExperts>
+template <int kExperts, bool kScales>
 void start_grouping(cudaStream_t stream, const ops::ExpertMlp& op, int token_tile,
                     const ExpertGroups& out) {
-  WeightTable<kExperts> table{};
+  WeightTable<kExperts, kScales> table{};
   for (std::size_t e = 0; e < op.local.size(); ++e) {
-    table.gate[e] = op.local[e].gate.data.data;
-    table.up[e] = op.local[e].up.data.data;
-    table.down[e] = op.local[e].down.data.data;
+    table.gate.set(e, op.local[e].gate);
+    table.up.set(e, op.local[e].up);
+    table.down.set(e, op.local[e].down);
   }
-  table.gate_stride = op.local[0].gate.data.row_stride;
-  table.up_stride = op.local[0].up.data.row_stride;
-  table.down_stride = op.local[0].down.data.row_stride;
-  launch(stream, {.blocks = 1, .threads = kGroupThreads}, group_by_expert_kernel<kExperts>, table,
-         static_cast<const std::int32_t*>(op.experts.data), op.experts.row_stride,
+  launch(stream, {.blocks = 1, .threads = kGroupThreads}, group_by_expert_kernel<kExperts, kScales>,
+         table, static_cast<const std::int32_t*>(op.experts.data), op.experts.row_stride,
          int(op.x.rows * op.experts.cols), int(op.experts.cols), int(op.first_expert),
          int(op.local.size()), token_tile, out);
 }
@@ -125,11 +133,14 @@ void start_grouping(cudaStream_t stream, const ops::ExpertMlp& op, int token_til
 
 void group_by_expert(cudaStream_t stream, const ops::ExpertMlp& op, int token_tile,
                      const ExpertGroups& out) {
-  constexpr int kFew = 32;  // 768 bytes of parameters instead of 24 KB
-  if (op.local.size() <= kFew)
-    start_grouping<kFew>(stream, op, token_tile, out);
+  constexpr int kFew = 32;  // 1.6 KB of parameters at most, instead of 31
+  const bool few = op.local.size() <= kFew;
+  if (op.local.front().gate.scale)
+    few ? start_grouping<kFew, true>(stream, op, token_tile, out)
+        : start_grouping<kMostE4m3Experts, true>(stream, op, token_tile, out);
   else
-    start_grouping<kMostExperts>(stream, op, token_tile, out);
+    few ? start_grouping<kFew, false>(stream, op, token_tile, out)
+        : start_grouping<kMostExperts, false>(stream, op, token_tile, out);
 }
 
 void combine_experts(cudaStream_t stream, const ops::ExpertMlp& op, const std::int32_t* slot_of,

@@ -37,11 +37,11 @@ __global__ void rotary_angles_kernel(const std::int32_t* positions, const std::i
   cos_sin[t * stride + half + i] = float(sine);
 }
 
-template <class T, int kCount>
+template <class T, class C, int kCount>
 __global__ void __launch_bounds__(kThreads)
     rotary_append_kernel(T* qkv, std::int64_t qkv_stride, const float* cos_sin,
                          std::int64_t cos_sin_stride, DeviceRequests requests, DeviceCache cache,
-                         T* k_cache, T* v_cache, int heads, int head_dim) {
+                         C* k_cache, C* v_cache, int heads, int head_dim) {
   begin_kernel();
   const std::int64_t t = blockIdx.x;
   if (is_padding(requests, int(t))) return;
@@ -55,7 +55,13 @@ __global__ void __launch_bounds__(kThreads)
   for (int item = int(threadIdx.x); item < all; item += kThreads) {
     const int head = item / packs, i = item % packs * kCount;
     T* const from = row + std::int64_t(head) * head_dim + i;
-    auto a = load_pack<kCount>(from), b = load_pack<kCount>(from + half);
+    Pack<float, kCount> a, b;
+    const auto packed_a = load_pack<kCount>(from), packed_b = load_pack<kCount>(from + half);
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      a.v[j] = widen(packed_a.v[j]);
+      b.v[j] = widen(packed_b.v[j]);
+    }
     const int kv_head = (head - heads) % cache.kv_heads;
     const bool value = head >= heads + cache.kv_heads;
     if (!value) {
@@ -63,19 +69,28 @@ __global__ void __launch_bounds__(kThreads)
                  sine = load_pack<kCount>(angles + half + i);
 #pragma unroll
       for (int j = 0; j < kCount; ++j) {
-        const float x = widen(a.v[j]), y = widen(b.v[j]);
-        a.v[j] = rounded_to<T>(x * cosine.v[j] - y * sine.v[j]);
-        b.v[j] = rounded_to<T>(y * cosine.v[j] + x * sine.v[j]);
+        const float x = a.v[j], y = b.v[j];
+        a.v[j] = x * cosine.v[j] - y * sine.v[j];
+        b.v[j] = y * cosine.v[j] + x * sine.v[j];
       }
     }
-    T* to = from;
-    if (head >= heads) {
+    const auto store = [&]<class E>(E* to) {
+      Pack<E, kCount> out_a, out_b;
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        out_a.v[j] = rounded_to<E>(a.v[j]);
+        out_b.v[j] = rounded_to<E>(b.v[j]);
+      }
+      store_pack(to, out_a);
+      store_pack(to + half, out_b);
+    };
+    if (head < heads) {
+      store(from);
+    } else {
       const std::int64_t slot = cache.row(blocks, kv_head, position);
-      if (slot < 0) continue;
-      to = (value ? v_cache + slot * cache.v_stride : k_cache + slot * cache.k_stride) + i;
+      if (slot >= 0)
+        store((value ? v_cache + slot * cache.v_stride : k_cache + slot * cache.k_stride) + i);
     }
-    store_pack(to, a);
-    store_pack(to + half, b);
   }
 }
 
@@ -98,12 +113,18 @@ void rotary_append(cudaStream_t stream, const ops::RotaryAppend& op) {
                      rows_aligned(op.cos_sin, 16);
   visit_dtype<float, f16, bf16>(op.qkv.dtype, "RotaryAppend on CUDA", [&]<class T>() {
     using E = device_t<T>;
-    launch(stream, {.blocks = op.qkv.rows, .threads = kThreads},
-           packs ? rotary_append_kernel<E, kPack> : rotary_append_kernel<E, 1>,
-           static_cast<E*>(op.qkv.data), op.qkv.row_stride,
-           static_cast<const float*>(op.cos_sin.data), op.cos_sin.row_stride,
-           device_requests(op.requests), device_cache(op.cache), static_cast<E*>(op.cache.k.data),
-           static_cast<E*>(op.cache.v.data), int(op.heads), int(head_dim));
+    const auto append = [&]<class C>(C*) {
+      launch(stream, {.blocks = op.qkv.rows, .threads = kThreads},
+             packs ? rotary_append_kernel<E, C, kPack> : rotary_append_kernel<E, C, 1>,
+             static_cast<E*>(op.qkv.data), op.qkv.row_stride,
+             static_cast<const float*>(op.cos_sin.data), op.cos_sin.row_stride,
+             device_requests(op.requests), device_cache(op.cache), static_cast<C*>(op.cache.k.data),
+             static_cast<C*>(op.cache.v.data), int(op.heads), int(head_dim));
+    };
+    if (op.cache.k.dtype == DType::f8e4m3)
+      append(static_cast<device_t<f8e4m3>*>(nullptr));
+    else
+      append(static_cast<E*>(nullptr));
   });
 }
 

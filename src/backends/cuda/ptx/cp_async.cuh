@@ -16,6 +16,19 @@ __device__ inline void copy16(std::uint32_t to, const void* from, int bytes) {
                : "memory");
 }
 
+// The same from registers, at once.
+__device__ inline void store16(std::uint32_t to, uint4 x) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z),
+               "r"(x.w)
+               : "memory");
+}
+
+// 4 bytes, or zeros if `bytes` is 0.
+__device__ inline void copy4(std::uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes)
+               : "memory");
+}
+
 __device__ inline void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Until at most the last `kGroups` committed groups of this thread are under way.
