@@ -4,13 +4,13 @@
 # writes one compact report.
 #
 #   tools/gpu_check.sh [REPORT, default build/cuda/gpu_report.txt]
-#   OSTRO_GPU_STEPS="build ops sanitize golden ranks kernels latency load" chooses the steps; the
+#   OSTRO_GPU_STEPS="build ops sanitize golden fp8 ranks kernels latency load" chooses the steps; the
 #   default is all of them.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 build=build/cuda
 report=${1:-$build/gpu_report.txt}
-steps=${OSTRO_GPU_STEPS:-build ops sanitize golden ranks kernels latency load}
+steps=${OSTRO_GPU_STEPS:-build ops sanitize golden fp8 ranks kernels latency load}
 logs=$build/logs
 mkdir -p "$logs" "$(dirname "$report")"
 : >"$report"
@@ -72,6 +72,29 @@ if wanted golden; then
   cat "$logs/golden.log" >>"$report"
 fi
 
+# Perplexity of the shipped model with fp8 weights beside bf16's, on this GPU and on the CPU as the
+# GPU rounds activations.
+if wanted fp8; then
+  score() {  # NAME ENGINE flags...
+    local name=$1 engine=$2
+    shift 2
+    step "fp8_$name" 200 "$build/bin/ostro" eval perplexity --engine_dir "$build/$engine" \
+      --tokenizer_dir models/tiny-mixtral --dataset models/tiny-mixtral/validation.jsonl "$@"
+    say "      $(tail -1 "$logs/fp8_$name.log")"
+  }
+  build_tiny() {
+    "$build/bin/ostro" build --model_dir models/tiny-mixtral --log_level off --output_dir "$build/$1" "${@:2}"
+  }
+  build_tiny tiny_bf16
+  build_tiny tiny_fp8 --enable_fp8
+  build_tiny tiny_fp8_kv --enable_fp8 --fp8_kv_cache
+  score bf16 tiny_bf16 --device cuda
+  score weights tiny_fp8 --device cuda
+  score cpu tiny_fp8 --device cpu --emulate_fp8_activations
+  score kv tiny_fp8_kv --device cuda
+  rm -rf "$build"/tiny_{bf16,fp8,fp8_kv}
+fi
+
 # Generated ids of the shipped model in float32: run_ids NAME ostro-run-flags...
 run_ids() {
   local out=$1
@@ -109,18 +132,20 @@ if wanted kernels; then
 fi
 
 if wanted latency; then
-  # LAYERS of 8x7B in bf16, of dummy weights: 16 fill a GPU of 80 GB.
+  # NAME LAYERS flags...: of 8x7B with dummy weights. In bf16 16 layers fill a GPU of 80 GB.
   latency() {
-    local layers=$1
-    shift
-    step "latency_$layers" 240 "$build/bin/ostro" bench latency --dummy_weights --device cuda \
+    local name=latency_$1 layers=$2
+    shift 2
+    step "$name" 240 "$build/bin/ostro" bench latency --dummy_weights --device cuda \
       --preset mixtral-8x7b --n_layer "$layers" --input_len 512,2048,8192 \
       --batch_size 1,8,32,64,128 --prompt_len 64 --output_len 20 --repetitions 3 --warm_up 2 "$@"
-    cat "$logs/latency_$layers.log" | tee -a "$report"
+    cat "$logs/$name.log" | tee -a "$report"
   }
-  latency 2 --cuda_graphs false
-  latency 2
-  latency 16
+  latency 2_no_graphs 2 --cuda_graphs false
+  latency 2 2
+  latency 16 16
+  latency fp8 32 --enable_fp8
+  latency fp8_kv 32 --enable_fp8 --fp8_kv_cache
 fi
 
 # How fast an engine in the page cache reaches the GPU.
