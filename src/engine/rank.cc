@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "engine/memory_plan.h"
 #include "engine/staged_communicator.h"
 
 namespace ostro::engine {
@@ -20,8 +21,6 @@ std::int64_t least(comm::Communicator& world, std::int64_t value) {
     smallest = std::min(smallest, (std::int64_t{halves[r]} << 31) | halves[r + 1]);
   return smallest;
 }
-
-std::string gigabytes(std::int64_t bytes) { return text(double(bytes / 10'000'000) / 100, " GB"); }
 
 }  // namespace
 
@@ -45,15 +44,6 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
     pp_ = make_staged(std::move(pp_), backend);
   }
 
-  const Stopwatch watch;
-  model::Weights weights = model::load_weights(source, config.model, mapping, rank, backend);
-  backend.wait();
-  const double seconds = watch.seconds();
-  log.info("rank ", rank, ": ", gigabytes(std::int64_t(weights.bytes)), " of weights placed in ",
-           seconds, " s (",
-           gigabytes(std::int64_t(double(weights.bytes) / std::max(seconds, 1e-9))), "/s) on ",
-           backend.description());
-
   const bool cpu = backend.device() == Device::cpu;
   // A CPU takes fewer rows at once unless told: its steps are limited by arithmetic long before.
   constexpr std::int64_t kCpuRequests = 256;
@@ -71,8 +61,22 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
   limits_.context = config.model.context;
   limits_.record_steps = options.record_steps;
 
-  const std::int64_t block_bytes =
-      model::kv_bytes_per_token(config.model, mapping, rank) * limits_.block_tokens;
+  const MemoryPlan plan = plan_memory(config.model, mapping, rank, limits_);
+  const std::size_t free =
+      backend.free_memory_bytes() / std::size_t(std::max(options.ranks_on_device, 1));
+  log.info("rank ", rank, ": memory: weights ", gigabytes(plan.weights_bytes), ", a step ",
+           gigabytes(plan.step_bytes), ", the KV cache of what is left of ", gigabytes(free));
+  // A CPU uses weights where they are mapped, and touches no more of a step than it needs.
+  if (!cpu) require_fit(plan, config.model, mapping, limits_, free);
+  const Stopwatch watch;
+  model::Weights weights = model::load_weights(source, config.model, mapping, rank, backend);
+  backend.wait();
+  const double seconds = watch.seconds();
+  log.info("rank ", rank, ": ", gigabytes(weights.bytes), " of weights placed in ", seconds, " s (",
+           gigabytes(std::size_t(double(weights.bytes) / std::max(seconds, 1e-9))), "/s) on ",
+           backend.description());
+
+  const auto block_bytes = std::int64_t(plan.block_bytes);
   const std::int64_t blocks_each = ceil_div(limits_.context, limits_.block_tokens);
   std::int64_t blocks = limits_.requests * blocks_each;
   if (options.kv_cache_tokens > 0) {
@@ -83,15 +87,17 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
                                                                : 0.9;
     world.barrier();  // every rank's weights are placed
     const double room =
-        double(backend.free_memory_bytes()) * fraction / std::max(options.ranks_on_device, 1);
-    blocks = std::min(blocks, std::int64_t(room / double(block_bytes)));
+        (double(backend.free_memory_bytes()) / std::max(options.ranks_on_device, 1) -
+         (cpu ? 0 : double(plan.step_bytes))) *
+        fraction;
+    blocks = std::min(blocks, std::int64_t(std::max(room, 0.0) / double(block_bytes)));
   }
   limits_.kv_blocks = least(world, blocks);
   OSTRO_REQUIRE(limits_.kv_blocks > 0, "there is no room for a KV cache: one block of ",
                 limits_.block_tokens, " tokens takes ", block_bytes, " bytes, ",
                 backend.free_memory_bytes(), " bytes are free");
   log.info("rank ", rank, ": KV cache of ", limits_.kv_blocks * limits_.block_tokens, " tokens, ",
-           gigabytes(limits_.kv_blocks * block_bytes), "; steps of ", limits_.requests,
+           gigabytes(std::size_t(limits_.kv_blocks * block_bytes)), "; steps of ", limits_.requests,
            " requests and ", limits_.tokens, " tokens");
 
   model_ = std::make_unique<model::Model>(config.model, mapping, rank, std::move(weights), limits_,

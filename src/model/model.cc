@@ -11,6 +11,28 @@ namespace ostro::model {
 
 using ops::KvCache;
 
+namespace {
+
+// Hands out 64-byte aligned pieces: once to count, then to cut one allocation.
+class Carver {
+ public:
+  explicit Carver(const Buffer* memory) : memory_(memory) {}
+
+  View take(DType dtype, std::int64_t rows, std::int64_t cols) {
+    const std::size_t at = bytes_;
+    bytes_ = round_up(bytes_ + std::size_t(rows * cols) * size_of(dtype), std::size_t{64});
+    return memory_ ? memory_->view(dtype, rows, cols, at) : View{};
+  }
+
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  const Buffer* memory_;
+  std::size_t bytes_ = 0;
+};
+
+}  // namespace
+
 // Device memory of a step. Rows are the step's tokens; the views are cut to it by prepare().
 struct Model::Buffers {
   Buffer memory;                // activations and indices, one allocation
@@ -48,27 +70,11 @@ struct Model::Buffers {
     std::unique_ptr<ops::Recording> recording;
   };
   std::map<StepShape, Recorded> recorded;
+
+  void cut(Carver&, const ModelConfig&, const RankShape&, const StepLimits&);
 };
 
 namespace {
-
-// Hands out 64-byte aligned pieces: once to count, then to cut one allocation.
-class Carver {
- public:
-  explicit Carver(const Buffer* memory) : memory_(memory) {}
-
-  View take(DType dtype, std::int64_t rows, std::int64_t cols) {
-    const std::size_t at = bytes_;
-    bytes_ = round_up(bytes_ + std::size_t(rows * cols) * size_of(dtype), std::size_t{64});
-    return memory_ ? memory_->view(dtype, rows, cols, at) : View{};
-  }
-
-  std::size_t bytes() const { return bytes_; }
-
- private:
-  const Buffer* memory_;
-  std::size_t bytes_ = 0;
-};
 
 View first_rows(const View& v, std::int64_t n) { return v ? v.rows_of({0, n}) : v; }
 
@@ -86,6 +92,48 @@ std::int64_t kv_bytes_per_token(const ModelConfig& config, const Mapping& mappin
          std::int64_t(size_of(config.kv_dtype()));
 }
 
+// The views of `memory`, or with a Carver that counts, no memory.
+void Model::Buffers::cut(Carver& carver, const ModelConfig& config, const RankShape& shape,
+                         const StepLimits& limits) {
+  const std::int64_t head_dim = config.head_dim, rows = limits.tokens;
+  const bool dynamic = config.rope_scaling.type == RopeScaling::Type::dynamic;
+  const DType act = config.dtype;
+  const StepArrays arrays({.tokens = rows,
+                           .requests = limits.requests,
+                           .blocks_each = ceil_div(limits.context, limits.block_tokens),
+                           .logit_rows = limits.logit_rows,
+                           .samples = limits.logit_rows},
+                          dynamic ? head_dim / 2 : 0, {});
+  words = carver.take(DType::i32, 1, arrays.words);
+  if (!dynamic) inv_freq = carver.take(DType::f32, 1, head_dim / 2);
+  cos_sin = carver.take(DType::f32, rows, head_dim);
+  residual = carver.take(DType::f32, rows, config.hidden);
+  branch = carver.take(DType::f32, rows, config.hidden);
+  h = carver.take(act, rows, config.hidden);
+  qkv = carver.take(act, rows, (shape.heads.size() + 2 * shape.kv_heads.size()) * head_dim);
+  attention = carver.take(act, rows, shape.heads.size() * head_dim);
+  if (config.experts > 0) {
+    experts = carver.take(DType::i32, rows, config.top_k);
+    expert_weights = carver.take(DType::f32, rows, config.top_k);
+    expert_tokens = carver.take(DType::i32, shape.layers.end, config.experts);
+  }
+  if (!shape.last_stage) return;
+  last = carver.take(act, limits.logit_rows, config.hidden);
+  logits = carver.take(DType::f32, limits.logit_rows, config.vocab);
+  chosen = carver.take(DType::i32, 1,
+                       limits.logit_rows * ops::sample_output_words(ops::kMostAlternatives));
+  if (shape.vocab.size() < config.vocab)
+    logits_part = carver.take(DType::f32, limits.logit_rows, shape.vocab.size());
+}
+
+std::size_t Model::step_bytes(const ModelConfig& config, const Mapping& mapping, std::int64_t rank,
+                              const StepLimits& limits) {
+  Buffers counted;
+  Carver carver(nullptr);
+  counted.cut(carver, config, shape_of(config, mapping, rank), limits);
+  return carver.bytes();
+}
+
 Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t rank, Weights weights,
              const StepLimits& limits, ops::Backend& backend, RankGroups groups)
     : config_(config),
@@ -100,48 +148,15 @@ Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t ran
       buffers_(std::make_unique<Buffers>()) {
   Buffers& b = *buffers_;
   const std::int64_t head_dim = config.head_dim;
-  const std::int64_t rows = limits.tokens;
   blocks_each_ = ceil_div(limits.context, limits.block_tokens);
   const bool dynamic = config.rope_scaling.type == RopeScaling::Type::dynamic;
   dynamic_half_ = dynamic ? head_dim / 2 : 0;
-  const std::int64_t words = StepArrays({.tokens = rows,
-                                         .requests = limits.requests,
-                                         .blocks_each = blocks_each_,
-                                         .logit_rows = limits.logit_rows,
-                                         .samples = limits.logit_rows},
-                                        dynamic_half_, {})
-                                 .words;
-  if (backend.device() != Device::cpu) b.host_words.resize(std::size_t(words));
   const bool alone = groups.tp->ranks() == 1 && groups.pp->ranks() == 1;
   records_ = limits.record_steps && alone && backend.records();
-  const auto carve = [&](Carver& carver) {
-    const DType act = config.dtype;
-    b.words = carver.take(DType::i32, 1, words);
-    if (!dynamic) b.inv_freq = carver.take(DType::f32, 1, head_dim / 2);
-    b.cos_sin = carver.take(DType::f32, rows, head_dim);
-    b.residual = carver.take(DType::f32, rows, config.hidden);
-    b.branch = carver.take(DType::f32, rows, config.hidden);
-    b.h = carver.take(act, rows, config.hidden);
-    b.qkv = carver.take(act, rows, (shape_.heads.size() + 2 * shape_.kv_heads.size()) * head_dim);
-    b.attention = carver.take(act, rows, shape_.heads.size() * head_dim);
-    if (config.experts > 0) {
-      b.experts = carver.take(DType::i32, rows, config.top_k);
-      b.expert_weights = carver.take(DType::f32, rows, config.top_k);
-      b.expert_tokens = carver.take(DType::i32, shape_.layers.end, config.experts);
-    }
-    if (!shape_.last_stage) return;
-    b.last = carver.take(act, limits.logit_rows, config.hidden);
-    b.logits = carver.take(DType::f32, limits.logit_rows, config.vocab);
-    b.chosen = carver.take(DType::i32, 1,
-                           limits.logit_rows * ops::sample_output_words(ops::kMostAlternatives));
-    if (shape_.vocab.size() < config.vocab)
-      b.logits_part = carver.take(DType::f32, limits.logit_rows, shape_.vocab.size());
-  };
-  Carver count(nullptr);
-  carve(count);
-  b.memory = backend.allocate(count.bytes());
-  Carver cut(&b.memory);
-  carve(cut);
+  b.memory = backend.allocate(step_bytes(config, mapping, rank, limits));
+  Carver carver(&b.memory);
+  b.cut(carver, config, shape_, limits);
+  if (backend.device() != Device::cpu) b.host_words.resize(std::size_t(b.words.cols));
 
   const std::int64_t cache_rows = limits.kv_blocks * shape_.kv_heads.size() * limits.block_tokens;
   const std::size_t cache_bytes = std::size_t(cache_rows * head_dim) * size_of(config.kv_dtype());

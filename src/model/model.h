@@ -45,6 +45,10 @@ class Model {
         ops::Backend&, RankGroups);
   ~Model();
 
+  // What a Model of these allocates beside its weights and keys and values.
+  static std::size_t step_bytes(const ModelConfig&, const Mapping&, std::int64_t rank,
+                                const StepLimits&);
+
   // Runs one step; every rank of the grid calls it with the same step (rank.same_plan). A step in
   // which every request continues by one token is padded to one of few shapes and, from the second
   // of a shape on, replayed as it was recorded, where the backend can: with the same results.

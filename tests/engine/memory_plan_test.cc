@@ -1,0 +1,62 @@
+#include "engine/memory_plan.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+
+namespace ostro::engine {
+namespace {
+
+constexpr std::size_t kGb = 1'000'000'000;
+
+const model::StepLimits kLimits{.tokens = 8192,
+                                .requests = 2048,
+                                .logit_rows = 2048,
+                                .kv_blocks = 0,
+                                .block_tokens = 64,
+                                .context = 32768};
+
+// 46.70 G parameters of 2 bytes, 32 layers of 8 heads of 128, keys and values.
+TEST(MemoryPlan, OfMixtral) {
+  const model::ModelConfig c = model::preset("mixtral-8x7b");
+  const MemoryPlan whole = plan_memory(c, {}, 0, kLimits);
+  EXPECT_EQ(whole.weights_bytes, 2 * std::size_t{46'702'792'704});
+  EXPECT_EQ(whole.block_bytes, std::size_t{64} * 32 * 8 * 128 * 2 * 2);
+  // At least the residual and the logits; at most a few of each.
+  const std::size_t least = 8192 * 4096 * 4 + 2048 * 32000 * 4;
+  EXPECT_GT(whole.step_bytes, least);
+  EXPECT_LT(whole.step_bytes, 4 * least);
+  const model::Mapping two{.tp = 2, .pp = 1, .moe_tp = 2, .moe_ep = 1};
+  const MemoryPlan half = plan_memory(c, two, 0, kLimits);
+  EXPECT_NEAR(double(half.weights_bytes), double(whole.weights_bytes) / 2, 0.2e9);
+  EXPECT_EQ(half.block_bytes, whole.block_bytes / 2);
+}
+
+std::string refusal(const model::Mapping& m, std::size_t free) {
+  const model::ModelConfig c = model::preset("mixtral-8x7b");
+  try {
+    require_fit(plan_memory(c, m, 0, kLimits), c, m, kLimits, free);
+  } catch (const InvalidArgument& e) {
+    return e.what();
+  }
+  return "";
+}
+
+TEST(MemoryPlan, ARefusalSaysWhatWouldFit) {
+  EXPECT_EQ(refusal({}, 100 * kGb), "");
+  const std::string on_80_gb = refusal({}, 84 * kGb);
+  EXPECT_NE(on_80_gb.find("its weights take 93.4 GB on this rank and a step "), std::string::npos)
+      << on_80_gb;
+  EXPECT_NE(on_80_gb.find("the device has 84 GB free; --tp_size 2 fits"), std::string::npos)
+      << on_80_gb;
+  EXPECT_NE(refusal({}, 20 * kGb).find("--tp_size 8 fits"), std::string::npos);
+  const std::string tight = refusal({}, 93'500 * kGb / 1000);
+  EXPECT_NE(tight.find("a smaller --max_batch_size (now 2048) or --max_num_tokens (now 8192)"),
+            std::string::npos)
+      << tight;
+  // No number of ranks makes a step small enough.
+  EXPECT_EQ(refusal({}, kGb / 10).find("fits"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace ostro::engine
