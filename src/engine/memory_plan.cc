@@ -8,8 +8,7 @@ MemoryPlan plan_memory(const model::ModelConfig& config, const model::Mapping& m
                        std::int64_t rank, const model::StepLimits& limits) {
   MemoryPlan plan;
   for (const model::TensorSlice& t : model::tensors_of(config, mapping, rank))
-    plan.weights_bytes +=
-        std::size_t(t.row_range.size() * t.col_range.size()) * size_of(config.dtype);
+    plan.weights_bytes += std::size_t(t.row_range.size() * t.col_range.size()) * size_of(t.dtype);
   plan.step_bytes = model::Model::step_bytes(config, mapping, rank, limits);
   plan.block_bytes =
       std::size_t(model::kv_bytes_per_token(config, mapping, rank) * limits.block_tokens);

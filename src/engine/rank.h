@@ -73,7 +73,8 @@ class Rank {
   std::unique_ptr<comm::Communicator> pp_;
   model::StepLimits limits_;
   Buffer host_logits_, host_chosen_, host_expert_tokens_;
-  std::vector<std::uint32_t> expert_tokens_seen_;  // modulo 2^32, when expert_tokens_ was brought up
+  std::vector<std::uint32_t>
+      expert_tokens_seen_;  // modulo 2^32, when expert_tokens_ was brought up
   std::vector<std::int64_t> expert_tokens_;
   StepResult result_;                 // of the step that ran last, where no other rank has it
   std::deque<model::Step> launched_;  // that are not collected

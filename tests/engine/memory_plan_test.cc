@@ -32,6 +32,15 @@ TEST(MemoryPlan, OfMixtral) {
   EXPECT_EQ(half.block_bytes, whole.block_bytes / 2);
 }
 
+TEST(MemoryPlan, OfMixtralInFp8) {
+  model::ModelConfig c = model::preset("mixtral-8x7b");
+  const MemoryPlan bf16 = plan_memory(c, {}, 0, kLimits);
+  c.quantization.weights = c.quantization.kv_cache = model::Quantization::Format::fp8;
+  const MemoryPlan fp8 = plan_memory(c, {}, 0, kLimits);
+  EXPECT_NEAR(double(fp8.weights_bytes), double(bf16.weights_bytes) / 2, 0.5e9);
+  EXPECT_EQ(fp8.block_bytes, bf16.block_bytes / 2);
+}
+
 std::string refusal(const model::Mapping& m, std::size_t free) {
   const model::ModelConfig c = model::preset("mixtral-8x7b");
   try {
