@@ -104,6 +104,42 @@ BlockTable::BlockTable(BlockTable&& other) noexcept
       named_(std::exchange(other.named_, 0)),
       prefix_(std::exchange(other.prefix_, 0)) {}
 
+BlockTable& BlockTable::operator=(BlockTable&& other) noexcept {
+  clear();
+  pool_ = other.pool_;
+  block_tokens_ = other.block_tokens_;
+  blocks_ = std::exchange(other.blocks_, {});
+  released_ = std::exchange(other.released_, 0);
+  named_ = std::exchange(other.named_, 0);
+  prefix_ = std::exchange(other.prefix_, 0);
+  return *this;
+}
+
+BlockTable BlockTable::fork(std::size_t blocks) const {
+  blocks = std::min(blocks, blocks_.size());
+  BlockTable other(*pool_, block_tokens_);
+  other.blocks_.assign(blocks_.begin(), blocks_.begin() + std::ptrdiff_t(blocks));
+  other.released_ = std::min(released_, blocks);
+  for (std::size_t i = other.released_; i < blocks; ++i) pool_->share(blocks_[i]);
+  // A shorter beginning has a name of its own, which nobody needs.
+  if (named_ <= blocks) {
+    other.named_ = named_;
+    other.prefix_ = prefix_;
+  }
+  return other;
+}
+
+bool BlockTable::own(std::int64_t position, std::vector<BlockCopy>& copies) {
+  BlockId& block = blocks_.at(std::size_t(position / block_tokens_));
+  if (pool_->owners(block) == 1) return true;
+  const auto taken = pool_->take(1);
+  if (!taken) return false;
+  copies.push_back({.from = block, .to = taken->front()});
+  pool_->give_back(block);
+  block = taken->front();
+  return true;
+}
+
 bool BlockTable::grow(std::int64_t tokens) {
   const std::int64_t wanted = ceil_div(tokens, block_tokens_) - std::int64_t(blocks_.size());
   if (wanted <= 0) return true;

@@ -57,6 +57,12 @@ class BlockPool {
   std::int64_t cached_ = 0;
 };
 
+// The content of one block that another is to hold too.
+struct BlockCopy {
+  BlockId from = 0;
+  BlockId to = 0;
+};
+
 // The blocks of one sequence, by position. Gives back what it owns when it is destroyed.
 class BlockTable {
  public:
@@ -64,10 +70,18 @@ class BlockTable {
       : pool_(&pool), block_tokens_(block_tokens) {}
   ~BlockTable() { clear(); }
   BlockTable(BlockTable&& other) noexcept;
-  BlockTable& operator=(BlockTable&&) = delete;
+  BlockTable& operator=(BlockTable&& other) noexcept;
+
+  // A table that holds the first `blocks` blocks of this one too, all of them if there are fewer.
+  BlockTable fork(std::size_t blocks) const;
+  BlockTable fork() const { return fork(blocks_.size()); }
 
   // Makes room for positions [0, tokens). False, and nothing changed, if the pool has too few.
   bool grow(std::int64_t tokens);
+  // Before something is written at `position`: gives this table a block of its own there, if the
+  // one it has is another's too, and adds to `copies` what that must hold (copy on write). False,
+  // and nothing changed, if the pool has no block.
+  bool own(std::int64_t position, std::vector<BlockCopy>& copies);
   // Gives back the blocks that hold positions below `position` only; their entries become -1.
   void release_before(std::int64_t position);
   void clear();

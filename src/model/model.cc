@@ -40,6 +40,7 @@ struct Model::Buffers {
   std::vector<KvCache> caches;  // one for each layer of this rank
 
   View words;           // [1, of the largest step] i32: StepArrays
+  View block_copies;    // [requests, 2] i32
   View inv_freq;        // [1, head_dim / 2] f32, without dynamic rotary scaling
   View cos_sin;         // [tokens, head_dim] f32
   View residual;        // [tokens, hidden] f32
@@ -105,6 +106,7 @@ void Model::Buffers::cut(Carver& carver, const ModelConfig& config, const RankSh
                            .samples = limits.logit_rows},
                           dynamic ? head_dim / 2 : 0, {});
   words = carver.take(DType::i32, 1, arrays.words);
+  block_copies = carver.take(DType::i32, limits.requests, 2);
   if (!dynamic) inv_freq = carver.take(DType::f32, 1, head_dim / 2);
   cos_sin = carver.take(DType::f32, rows, head_dim);
   residual = carver.take(DType::f32, rows, config.hidden);
@@ -192,6 +194,7 @@ StepOutput Model::forward(const Step& step) {
       records_ && alternatives == 0 && pad_decode_step(step, most_rows, blocks_each_, shape);
   if (!padded) shape = shape_of(step);
   prepare(step, shape, alternatives);
+  copy_blocks(step);
   if (padded)
     replay(shape);
   else
@@ -285,6 +288,24 @@ void Model::prepare(const Step& step, const StepShape& shape, std::int64_t alter
   b.now.chosen = b.chosen;
   b.now.chosen.rows = shape.samples;
   b.now.chosen.cols = b.now.chosen.row_stride = ops::sample_output_words(alternatives);
+}
+
+// All layers' keys and values lie one after the other, so that one operation copies them all.
+void Model::copy_blocks(const Step& step) {
+  Buffers& b = *buffers_;
+  const auto copies = std::int64_t(step.block_copies.size() / 2);
+  OSTRO_CHECK(copies <= b.block_copies.rows, copies, " blocks to copy; the limit is ",
+              b.block_copies.rows);
+  if (copies == 0 || b.caches.empty()) return;
+  const View pairs = first_rows(b.block_copies, copies);
+  backend_.copy(matrix(const_cast<std::int32_t*>(step.block_copies.data()), DType::i32, copies, 2),
+                pairs);
+  const ops::KvCache& first = b.caches[0];
+  const auto planes = std::int64_t(2 * b.caches.size());
+  backend_.run(ops::CopyBlocks{.kv = b.kv.view(first.k.dtype, planes * first.k.rows, first.k.cols),
+                               .copies = pairs,
+                               .planes = planes,
+                               .block_rows = first.kv_heads * first.block_tokens});
 }
 
 void Model::embed() {

@@ -63,6 +63,7 @@ class Model {
   struct Buffers;
 
   void prepare(const Step&, const StepShape&, std::int64_t alternatives);
+  void copy_blocks(const Step&);
   void replay(const StepShape&);
   void compute();
   void embed();

@@ -18,6 +18,7 @@ void for_each_array(S& step, F&& fn) {
   fn(step.logit_rows);
   fn(step.host_rows);
   fn(step.samples);
+  fn(step.block_copies);
 }
 
 }  // namespace

@@ -22,6 +22,8 @@ struct Step {
   std::vector<std::int32_t> host_rows;    // of logit_rows, rising: those that rank 0 gets
   std::vector<std::int32_t> samples;  // [sample_rows, ops::kSettingWords]: tokens to choose from
                                       // rows of logit_rows
+  std::vector<std::int32_t> block_copies;  // [copies, 2], from and to: blocks of the KV cache that
+                                           // every layer copies before anything else
 
   std::int64_t tokens() const { return std::int64_t(ids.size()); }
   std::int64_t requests() const { return std::int64_t(context_len.size()); }

@@ -7,6 +7,7 @@
 
 #include "ops/activations.h"
 #include "ops/attention.h"
+#include "ops/copy_blocks.h"
 #include "ops/draw.h"
 #include "ops/embed.h"
 #include "ops/linear.h"
@@ -78,6 +79,7 @@ class Backend {
   virtual void enqueue(const RotaryAngles&) = 0;
   virtual void enqueue(const RotaryAppend&) = 0;
   virtual void enqueue(const PagedAttention&) = 0;
+  virtual void enqueue(const CopyBlocks&) = 0;
   virtual void enqueue(const Route&) = 0;
   virtual void enqueue(const ExpertMlp&) = 0;
   virtual void enqueue(const Sample&) = 0;

@@ -19,6 +19,7 @@ struct Demand {
   std::int32_t priority = 0;   // a higher one starts first
   std::string user = {};       // users share the engine by tokens, whatever they queue
   std::string salt = {};       // cached blocks are shared within a salt alone
+  std::int32_t width = 1;      // branches that it may be forked into once its prompt is computed
 };
 
 // A user's account. Its virtual time is the tokens that were computed for it, moved forward to the

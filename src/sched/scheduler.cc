@@ -12,6 +12,20 @@ bool before(const Sequence* a, const Sequence* b) {
   return a->priority != b->priority ? a->priority > b->priority : a->place < b->place;
 }
 
+// All that is left is the last token, of every branch.
+bool decodes(const Sequence& s) {
+  for (std::size_t i = 0; i < s.branches(); ++i)
+    if (s.branch(i).left() != 1 || s.branch(i).computed < s.prompt_tokens) return false;
+  return true;
+}
+
+// A part of the prompt is left, or of what a pause has lost: of branches all but the last token.
+bool wants_chunk(const Sequence& s) {
+  if (s.others.empty()) return s.left() > 0;
+  return std::ranges::any_of(s.others, [](const Branch& b) { return b.left() > 1; }) ||
+         s.left() > 1;
+}
+
 }  // namespace
 
 struct Scheduler::Plan {
@@ -32,40 +46,68 @@ Scheduler::Scheduler(const Limits& limits, kv::BlockPool& pool, const Policy& po
               limits.logit_rows, " logit rows a step");
 }
 
+// Blocks of `length` positions in `width` branches, which share what the prompt alone fills.
+std::int64_t Scheduler::spread(std::int64_t prompt_tokens, std::int64_t length,
+                               std::int64_t width) const {
+  const std::int64_t all = ceil_div(length, limits_.block_tokens);
+  const std::int64_t shared = std::min(prompt_tokens / limits_.block_tokens, all);
+  return shared + width * (all - shared);
+}
+
 // With a sliding window the blocks behind it are given back before the next chunk takes its own, so
 // the window, one chunk and the two blocks that they cut are enough.
-std::int64_t Scheduler::most_blocks(std::int64_t prompt_tokens, std::int64_t max_new_tokens) const {
+std::int64_t Scheduler::most_blocks(std::int64_t prompt_tokens, std::int64_t max_new_tokens,
+                                    std::int32_t width) const {
   // The last token that is generated is never computed.
   const std::int64_t length = prompt_tokens + std::max<std::int64_t>(max_new_tokens - 1, 0);
-  const std::int64_t all = ceil_div(length, limits_.block_tokens);
+  const std::int64_t all = spread(prompt_tokens, length, width);
   if (limits_.window == 0) return all;
   const std::int64_t held =
       ceil_div(limits_.window + limits_.step_tokens, limits_.block_tokens) + 2;
-  return std::min(all, held);
+  return std::min(all, width * held);
 }
 
-void Scheduler::check(std::int64_t prompt, std::int64_t max_new_tokens) const {
+// Blocks of the sequence, each once: its branches differ behind the blocks that the prompt fills.
+std::int64_t Scheduler::held(const Sequence& s) const {
+  if (s.others.empty()) return s.blocks.held();
+  const auto shared = std::size_t(s.prompt_tokens / limits_.block_tokens);
+  std::int64_t count = 0;
+  std::vector<kv::BlockId> own;
+  for (std::size_t i = 0; i < s.branches(); ++i) {
+    const std::vector<kv::BlockId>& blocks = s.branch(i).blocks.blocks();
+    const auto begin = blocks.begin() + std::ptrdiff_t(std::min(shared, blocks.size()));
+    if (i == 0) count = (begin - blocks.begin()) - std::count(blocks.begin(), begin, -1);
+    std::copy_if(begin, blocks.end(), std::back_inserter(own), [](auto b) { return b >= 0; });
+  }
+  std::ranges::sort(own);
+  return count + (std::unique(own.begin(), own.end()) - own.begin());
+}
+
+void Scheduler::check(std::int64_t prompt, std::int64_t max_new_tokens, std::int32_t width) const {
   OSTRO_REQUIRE(prompt > 0, "the prompt is empty");
   OSTRO_REQUIRE(prompt <= limits_.context, "the prompt has ", prompt,
                 " tokens, the context of this engine ", limits_.context);
   OSTRO_REQUIRE(max_new_tokens <= limits_.context - prompt, "the prompt has ", prompt,
                 " tokens and ", max_new_tokens, " more are asked for; the context of this ",
                 "engine is ", limits_.context);
-  const std::int64_t need = most_blocks(prompt, max_new_tokens);
+  OSTRO_REQUIRE(width <= limits_.step_requests, "the request has ", width,
+                " beams, a step of this engine ", limits_.step_requests, " sequences");
+  const std::int64_t need = most_blocks(prompt, max_new_tokens, width);
   OSTRO_REQUIRE(need <= pool_.total(), "the request needs ", need * limits_.block_tokens,
                 " tokens of KV cache, the whole cache holds ",
                 pool_.total() * limits_.block_tokens);
 }
 
 void Scheduler::add(SequenceId id, Demand demand) {
-  check(std::int64_t(demand.prompt.size()), demand.max_new_tokens);
+  check(std::int64_t(demand.prompt.size()), demand.max_new_tokens, demand.width);
   queue_.push(id, std::move(demand));
 }
 
 // Tokens that need not be computed if the cache has them: never the last, whose logits choose the
-// next token, nor those whose own logits are wanted.
+// next token, nor those whose own logits are wanted, nor what branches have made.
 std::int64_t Scheduler::reusable(const Sequence& s) const {
   if (!policy_.reuse) return 0;
+  if (!s.others.empty()) return s.prompt_tokens;
   return std::min(s.length() - 1, s.prompt_logits ? s.told : s.length());
 }
 
@@ -75,23 +117,24 @@ std::int64_t Scheduler::promised() const {
   std::int64_t sum = 0;
   for (const Sequence* s : order_) {
     if (policy_.capacity == Capacity::guaranteed_no_evict) {
-      sum += s->most_blocks - s->blocks.held();
+      sum += s->most_blocks - held(*s);
     } else {
-      const std::int64_t known = ceil_div(s->length(), limits_.block_tokens);
-      sum += std::max<std::int64_t>(std::min(known, s->most_blocks) - s->blocks.held(), 0) + 1;
+      const std::int64_t known = spread(s->prompt_tokens, s->length(), std::int64_t(s->branches()));
+      sum += std::max<std::int64_t>(std::min(known, s->most_blocks) - held(*s), 0) + s->width;
     }
   }
   return sum;
 }
 
-bool Scheduler::fits(std::int64_t most_blocks, std::int64_t length,
+// `known`: blocks of what is known of it.
+bool Scheduler::fits(std::int64_t most_blocks, std::int64_t known, std::int32_t width,
                      kv::BlockTable::Match match) const {
   if (order_.empty()) return true;  // check() has seen that the whole pool is enough
-  if (policy_.capacity == Capacity::max_utilization) {
-    const std::int64_t known = std::min(ceil_div(length, limits_.block_tokens), most_blocks);
-    return std::max<std::int64_t>(known - match.blocks, 0) + match.cached + promised() <=
+  if (running_width_ + width > limits_.step_requests) return false;
+  if (policy_.capacity == Capacity::max_utilization)
+    return std::max<std::int64_t>(std::min(known, most_blocks) - match.blocks, 0) + match.cached +
+               promised() <=
            pool_.available();
-  }
   // What slides out of a window may stay owned by another sequence, so that shared blocks cannot be
   // counted on: the lengths themselves have to fit.
   if (limits_.window > 0) return reserved_ + most_blocks <= pool_.total();
@@ -103,7 +146,8 @@ bool Scheduler::fits(const Waiting& w) const {
   const auto length = std::int64_t(d.prompt.size());
   const kv::BlockTable none(pool_, limits_.block_tokens);
   const bool reuse = policy_.reuse && !d.prompt_logits;
-  return fits(most_blocks(length, d.max_new_tokens), length,
+  return fits(most_blocks(length, d.max_new_tokens, d.width),
+              ceil_div(length, limits_.block_tokens), d.width,
               reuse ? none.match(d.prompt, length - 1, d.salt) : kv::BlockTable::Match{});
 }
 
@@ -124,7 +168,8 @@ Sequence* Scheduler::start_next() {
 
 Sequence* Scheduler::resume() {
   Sequence& s = *paused_.front();
-  if (!fits(s.most_blocks, s.length(), s.blocks.match(s.tokens, reusable(s), s.salt)))
+  if (!fits(s.most_blocks, spread(s.prompt_tokens, s.length(), std::int64_t(s.branches())), s.width,
+            s.blocks.match(s.tokens, reusable(s), s.salt)))
     return nullptr;
   paused_.pop_front();
   run(s);
@@ -139,24 +184,20 @@ Sequence& Scheduler::start(const Waiting& candidate) {
   if (policy_.reuse && !candidate.demand.prompt_logits)
     reused = blocks.reuse(candidate.demand.prompt, length - 1, candidate.demand.salt);
   Waiting w = queue_.start(id, length - reused);
-  Sequence& s =
-      started_
-          .emplace(id, Sequence{.id = id,
-                                .tokens = std::move(w.demand.prompt),
-                                .prompt_tokens = length,
-                                .max_new_tokens = w.demand.max_new_tokens,
-                                .computed = reused,
-                                .prompt_logits = w.demand.prompt_logits,
-                                .told = 0,
-                                .most_blocks = most_blocks(length, w.demand.max_new_tokens),
-                                .priority = w.demand.priority,
-                                .salt = std::move(w.demand.salt),
-                                .user = w.user,
-                                .place = next_place_++,
-                                .reused = reused,
-                                .pauses = 0,
-                                .blocks = std::move(blocks)})
-          .first->second;
+  Branch whole{
+      .tokens = std::move(w.demand.prompt), .computed = reused, .blocks = std::move(blocks)};
+  Sequence& s = started_.emplace(id, Sequence(std::move(whole))).first->second;
+  s.id = id;
+  s.prompt_tokens = length;
+  s.max_new_tokens = w.demand.max_new_tokens;
+  s.width = w.demand.width;
+  s.prompt_logits = w.demand.prompt_logits;
+  s.most_blocks = most_blocks(length, s.max_new_tokens, s.width);
+  s.priority = w.demand.priority;
+  s.salt = std::move(w.demand.salt);
+  s.user = w.user;
+  s.place = next_place_++;
+  s.reused = reused;
   reserved_ += s.most_blocks;
   reused_ += reused;
   run(s);
@@ -165,22 +206,33 @@ Sequence& Scheduler::start(const Waiting& candidate) {
 
 void Scheduler::run(Sequence& s) {
   order_.insert(std::ranges::upper_bound(order_, &s, before), &s);
+  running_width_ += s.width;
+}
+
+void Scheduler::stop(Sequence& s) {
+  if (std::erase(order_, &s) > 0) running_width_ -= s.width;
 }
 
 void Scheduler::pause(Sequence& s) {
-  s.blocks.clear();
-  s.computed = 0;
+  for (std::size_t i = 0; i < s.branches(); ++i) {
+    s.branch(i).blocks.clear();
+    s.branch(i).computed = 0;
+  }
   ++s.pauses;
   ++pauses_;
-  std::erase(order_, &s);
+  stop(s);
   paused_.insert(std::ranges::upper_bound(paused_, &s, before), &s);
 }
 
-// Room in the pool for the first `tokens` of s, taken from the youngest that has no share of this
-// step if need be. False if that does not do either.
-bool Scheduler::make_room(Sequence& s, std::int64_t tokens, Plan& plan) {
-  if (limits_.window > 0) s.blocks.release_before(s.computed - limits_.window + 1);
-  while (!s.blocks.grow(tokens)) {
+// Room in the pool for the first `tokens` of a branch of s, taken from the youngest that has no
+// share of this step if need be. False if that does not do either.
+bool Scheduler::make_room(Sequence& s, Branch& b, std::int64_t tokens, Plan& plan) {
+  if (limits_.window > 0) b.blocks.release_before(b.computed - limits_.window + 1);
+  const auto has_room = [&] {
+    const bool in_a_block = b.computed % limits_.block_tokens != 0;
+    return (!in_a_block || b.blocks.own(b.computed, copies_)) && b.blocks.grow(tokens);
+  };
+  while (!has_room()) {
     OSTRO_CHECK(policy_.capacity == Capacity::max_utilization, "sequence ", s.id, " was promised ",
                 s.most_blocks, " blocks, ", pool_.available(), " are available of ", pool_.total());
     Sequence* youngest = nullptr;
@@ -192,26 +244,77 @@ bool Scheduler::make_room(Sequence& s, std::int64_t tokens, Plan& plan) {
   return true;
 }
 
-void Scheduler::take(Sequence& s, std::int64_t count, std::int64_t logits, Plan& plan) {
-  const std::int64_t begin = s.computed;
-  s.computed += count;
-  if (s.prompt_logits) s.told = std::max(s.told, std::min(s.computed, s.prompt_tokens));
-  if (policy_.reuse) s.blocks.publish(s.tokens, s.computed, s.salt);
-  plan.shares.push_back({s.id, begin, count, logits, s.left() == 0});
+void Scheduler::take(Sequence& s, std::int32_t branch, std::int64_t count, std::int64_t logits,
+                     Plan& plan) {
+  Branch& b = s.branch(std::size_t(branch));
+  const std::int64_t begin = b.computed;
+  b.computed += count;
+  if (s.prompt_logits) s.told = std::max(s.told, std::min(b.computed, s.prompt_tokens));
+  // What branches make is given back when they end, and nobody else may hold it then.
+  if (policy_.reuse && branch == 0)
+    b.blocks.publish(b.tokens, s.width == 1 ? b.computed : std::min(b.computed, s.prompt_tokens),
+                     s.salt);
+  plan.shares.push_back({s.id, begin, count, logits, b.left() == 0, branch});
   plan.tokens -= count;
   plan.rows -= logits;
 }
 
-// As much of a prompt, or of what a pause has lost, as the step has room for.
-void Scheduler::take_chunk(Sequence& s, Plan& plan) {
-  if (s.computed % limits_.block_tokens == 0) {
-    const std::int64_t known = s.blocks.reuse(s.tokens, reusable(s), s.salt);
-    s.computed += known;
-    if (s.pauses == 0) {
-      s.reused += known;
-      reused_ += known;
+// The last token of each branch, in one step. Without room the whole sequence pauses.
+bool Scheduler::decode(Sequence& s, Plan& plan) {
+  const std::size_t copies = copies_.size();
+  for (std::size_t i = 0; i < s.branches(); ++i) {
+    if (make_room(s, s.branch(i), s.branch(i).computed + 1, plan)) continue;
+    copies_.resize(copies);
+    pause(s);
+    return false;
+  }
+  for (std::size_t i = 0; i < s.branches(); ++i) take(s, std::int32_t(i), 1, 1, plan);
+  queue_.charge(*s.user, std::int64_t(s.branches()));
+  return true;
+}
+
+void Scheduler::reuse(Sequence& s) {
+  if (s.computed % limits_.block_tokens != 0) return;
+  const std::int64_t known = s.blocks.reuse(s.tokens, reusable(s), s.salt);
+  s.computed += known;
+  if (s.pauses > 0) return;
+  s.reused += known;
+  reused_ += known;
+}
+
+// What a pause has lost of branches: first the blocks that their prompt fills, which they share,
+// then each branch up to its last token.
+void Scheduler::take_branches(Sequence& s, Plan& plan) {
+  const std::int64_t shared_blocks = s.prompt_tokens / limits_.block_tokens;
+  const std::int64_t shared = shared_blocks * limits_.block_tokens;
+  std::size_t first = 0;
+  if (s.computed < shared) {
+    reuse(s);
+    const std::int64_t count = std::min(plan.tokens, shared - s.computed);
+    if (count > 0) {
+      if (!make_room(s, s, s.computed + count, plan)) return;
+      take(s, 0, count, 0, plan);
+      first = 1;
+    }
+    if (s.computed < shared) return;
+    for (Branch& b : s.others) {
+      b.blocks = s.blocks.fork(std::size_t(shared_blocks));
+      b.computed = shared;
     }
   }
+  for (std::size_t i = first; i < s.branches(); ++i) {
+    Branch& b = s.branch(i);
+    const std::int64_t count = std::min(plan.tokens, b.left() - 1);
+    if (count <= 0) continue;
+    if (!make_room(s, b, b.computed + count, plan)) return;
+    take(s, std::int32_t(i), count, 0, plan);
+  }
+}
+
+// As much of a prompt, or of what a pause has lost, as the step has room for.
+void Scheduler::take_chunk(Sequence& s, Plan& plan) {
+  if (!s.others.empty()) return take_branches(s, plan);
+  reuse(s);
   std::int64_t count = std::min(plan.tokens, s.left());
   // Logits of the prompt tokens from here on, if they are wanted, and of the last token.
   const bool telling = s.prompt_logits && s.told < s.prompt_tokens;
@@ -221,31 +324,19 @@ void Scheduler::take_chunk(Sequence& s, Plan& plan) {
     return std::max<std::int64_t>(end - std::min(first, end), end == s.length() ? 1 : 0);
   };
   if (telling) count = std::min(count, first - s.computed + plan.rows);
-  if (make_room(s, s.computed + count, plan)) take(s, count, logits_of(count), plan);
+  if (make_room(s, s, s.computed + count, plan)) take(s, 0, count, logits_of(count), plan);
 }
 
 std::vector<Share> Scheduler::next() {
   Plan plan{.tokens = limits_.step_tokens, .rows = limits_.logit_rows, .shares = {}};
-  const auto decodes = [](const Sequence& s) {
-    return s.left() == 1 && s.computed >= s.prompt_tokens;
-  };
+  copies_.clear();
   // By index: a pause shortens the order behind the sequence at hand, or removes that one itself.
-  for (std::size_t i = 0; i < order_.size();) {
-    Sequence& s = *order_[i];
-    if (decodes(s)) {
-      if (!make_room(s, s.computed + 1, plan)) {
-        pause(s);
-        continue;
-      }
-      take(s, 1, 1, plan);
-      queue_.charge(*s.user, 1);
-    }
-    ++i;
-  }
+  for (std::size_t i = 0; i < order_.size();)
+    if (!decodes(*order_[i]) || decode(*order_[i], plan)) ++i;
 
   std::vector<Sequence*> prompts;
   for (Sequence* s : order_)
-    if (s->left() > 0) prompts.push_back(s);
+    if (wants_chunk(*s)) prompts.push_back(s);
   std::ranges::stable_sort(prompts, [](const Sequence* a, const Sequence* b) {
     return a->priority != b->priority ? a->priority > b->priority
                                       : a->user->served_tokens < b->user->served_tokens;
@@ -253,7 +344,7 @@ std::vector<Share> Scheduler::next() {
   const auto has_room = [&] { return plan.tokens > 0 && plan.rows > 0; };
   for (Sequence* s : prompts)
     if (has_room() && std::ranges::find(order_, s) != order_.end()) take_chunk(*s, plan);
-  while (has_room() && std::int64_t(order_.size()) < limits_.step_requests) {
+  while (has_room() && running_width_ < limits_.step_requests) {
     Sequence* s = start_next();
     if (!s) break;
     take_chunk(*s, plan);
@@ -263,9 +354,32 @@ std::vector<Share> Scheduler::next() {
 
 void Scheduler::append(SequenceId id, std::int32_t token) {
   Sequence& s = started_.at(id);
-  OSTRO_CHECK(s.left() == 0, "sequence ", id, " has ", s.length(), " tokens of which ", s.computed,
-              " are computed");
+  OSTRO_CHECK(s.left() == 0 && s.others.empty(), "sequence ", id, " has ", s.length(),
+              " tokens of which ", s.computed, " are computed");
   s.tokens.push_back(token);
+}
+
+void Scheduler::fork(SequenceId id, std::span<const Child> children) {
+  Sequence& s = started_.at(id);
+  OSTRO_CHECK(!children.empty() && std::int64_t(children.size()) <= s.width, "sequence ", id,
+              " of width ", s.width, " is forked into ", children.size());
+  std::vector<std::size_t> uses(s.branches(), 0);
+  for (const Child& child : children) ++uses.at(std::size_t(child.branch));
+  std::vector<Branch> next;
+  next.reserve(children.size());
+  for (const Child& child : children) {
+    const auto parent = std::size_t(child.branch);
+    Branch& b = s.branch(parent);
+    OSTRO_CHECK(b.left() == 0, "branch ", parent, " of sequence ", id, " has ", b.length(),
+                " tokens of which ", b.computed, " are computed");
+    if (--uses[parent] == 0)
+      next.push_back(std::move(b));
+    else
+      next.push_back({.tokens = b.tokens, .computed = b.computed, .blocks = b.blocks.fork()});
+    next.back().tokens.push_back(child.token);
+  }
+  static_cast<Branch&>(s) = std::move(next.front());
+  s.others.assign(std::make_move_iterator(next.begin() + 1), std::make_move_iterator(next.end()));
 }
 
 void Scheduler::remove(SequenceId id) {
@@ -276,7 +390,7 @@ void Scheduler::remove(SequenceId id) {
   }
   reserved_ -= it->second.most_blocks;
   queue_.close(*it->second.user);
-  std::erase(order_, &it->second);
+  stop(it->second);
   std::erase(paused_, &it->second);
   started_.erase(it);
 }

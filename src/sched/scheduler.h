@@ -28,22 +28,36 @@ struct Policy {
   bool reuse = false;  // full blocks of equal beginnings are computed once
 };
 
-// A sequence's share of a step: `count` of its tokens, from position `begin`.
+// A sequence's share of a step: `count` of its tokens, from position `begin`. A sequence that was
+// forked has a share for each branch, one after the other.
 struct Share {
   SequenceId id = 0;
   std::int64_t begin = 0;
   std::int64_t count = 0;
   std::int64_t logits = 0;      // of how many of its last rows logits are computed
   bool last_of_prompt = false;  // the logits of the last row choose a new token
+  std::int32_t branch = 0;
 };
 
-// One sequence from its start to its last token.
-struct Sequence {
-  SequenceId id = 0;
+struct Branch {
   std::vector<std::int32_t> tokens;  // prompt, then what was generated
+  std::int64_t computed = 0;         // tokens whose keys and values are cached or being computed
+  kv::BlockTable blocks;
+
+  std::int64_t length() const { return std::int64_t(tokens.size()); }
+  std::int64_t left() const { return length() - computed; }
+};
+
+// One sequence from its start to its last token. It is its own branch 0; one that was forked has
+// others of the same length beside it, which share the blocks of what they have in common.
+struct Sequence : Branch {
+  explicit Sequence(Branch whole) : Branch(std::move(whole)) {}
+
+  SequenceId id = 0;
   std::int64_t prompt_tokens = 0;
   std::int64_t max_new_tokens = 0;
-  std::int64_t computed = 0;  // tokens whose keys and values are cached or being computed
+  std::int32_t width = 1;      // branches that it may have
+  std::vector<Branch> others;  // branches 1, 2 ...
   bool prompt_logits = false;
   std::int64_t told = 0;         // prompt tokens whose logits were computed, if they are wanted
   std::int64_t most_blocks = 0;  // that it holds at any time
@@ -53,10 +67,16 @@ struct Sequence {
   std::int64_t place = 0;   // in the order of starting
   std::int64_t reused = 0;  // prompt tokens that the cache had when they were first needed
   std::int64_t pauses = 0;
-  kv::BlockTable blocks;
 
-  std::int64_t length() const { return std::int64_t(tokens.size()); }
-  std::int64_t left() const { return length() - computed; }
+  std::size_t branches() const { return 1 + others.size(); }
+  Branch& branch(std::size_t i) { return i == 0 ? *this : others[i - 1]; }
+  const Branch& branch(std::size_t i) const { return i == 0 ? *this : others[i - 1]; }
+};
+
+// A branch of a sequence after a fork: what it continues, and with which token.
+struct Child {
+  std::int32_t branch = 0;
+  std::int32_t token = 0;
 };
 
 // A step holds the next token of every running sequence first, then chunks of prompts in the room
@@ -66,6 +86,12 @@ struct Sequence {
 // A sequence that does not fit is overtaken by smaller ones behind it, at most kMostOvertaken
 // times; then all wait until it fits. Under max_utilization paused sequences resume before any
 // other starts, oldest first, and the oldest running one is never paused: all come to an end.
+//
+// A sequence of several branches (beams) runs, pauses and ends as one, and counts as `width` of
+// them from its start: its prompt is computed once, then fork() makes the branches, which share
+// full blocks and copy the last one when they write to it. After a pause the blocks that its whole
+// prompt fills are computed once more, then each branch alone up to its last token, then the last
+// tokens of all in one step. Only blocks of its prompt may be reused by others.
 //
 // With reuse, a block that a step fills may be shared from that step on: a step writes all keys and
 // values of a layer before it reads them. Not thread-safe.
@@ -78,17 +104,23 @@ class Scheduler {
   Scheduler(const Limits&, kv::BlockPool&, const Policy& = {});
 
   // Throws InvalidArgument if the sequence can never run: an empty prompt, more tokens than the
-  // context or than the whole pool holds. May be called from any thread.
-  void check(std::int64_t prompt_tokens, std::int64_t max_new_tokens) const;
+  // context or than the whole pool holds, more branches than a step has sequences. May be called
+  // from any thread.
+  void check(std::int64_t prompt_tokens, std::int64_t max_new_tokens, std::int32_t width = 1) const;
   // Checks, and queues the sequence.
   void add(SequenceId, Demand);
 
   // The shares of the next step, running sequences first; empty if nothing waits. Every share
   // counts as computed from then on.
   std::vector<Share> next();
+  // The blocks that must be copied before that step, of the last next().
+  const std::vector<kv::BlockCopy>& copies() const { return copies_; }
 
   // Appends the token chosen after the step that computed the sequence's last token.
   void append(SequenceId, std::int32_t token);
+  // The same for a sequence of several branches: they are replaced by 1 to `width` children of
+  // theirs.
+  void fork(SequenceId, std::span<const Child>);
   // Ends a sequence, running or waiting, and frees its blocks. Unknown ids do nothing.
   void remove(SequenceId);
 
@@ -96,7 +128,7 @@ class Scheduler {
   const Sequence& sequence(SequenceId id) const { return started_.at(id); }
   bool has_started(SequenceId id) const { return started_.contains(id); }
   bool idle() const { return started_.empty() && queue_.size() == 0; }
-  std::size_t running() const { return order_.size(); }
+  std::size_t running() const { return std::size_t(running_width_); }  // branches
   std::size_t waiting() const { return queue_.size() + paused_.size(); }
   std::int64_t reused() const { return reused_; }  // prompt tokens of all sequences so far
   std::int64_t pauses() const { return pauses_; }  // of all sequences so far
@@ -104,19 +136,27 @@ class Scheduler {
  private:
   struct Plan;  // of the step at hand
 
-  std::int64_t most_blocks(std::int64_t prompt_tokens, std::int64_t max_new_tokens) const;
+  std::int64_t spread(std::int64_t prompt_tokens, std::int64_t length, std::int64_t width) const;
+  std::int64_t most_blocks(std::int64_t prompt_tokens, std::int64_t max_new_tokens,
+                           std::int32_t width) const;
+  std::int64_t held(const Sequence&) const;
   std::int64_t reusable(const Sequence&) const;
   std::int64_t promised() const;
-  bool fits(std::int64_t most_blocks, std::int64_t length, kv::BlockTable::Match) const;
+  bool fits(std::int64_t most_blocks, std::int64_t known, std::int32_t width,
+            kv::BlockTable::Match) const;
   bool fits(const Waiting&) const;
   Sequence* start_next();
   Sequence* resume();
   Sequence& start(const Waiting&);
   void run(Sequence&);
-  bool make_room(Sequence&, std::int64_t tokens, Plan&);
+  void stop(Sequence&);
+  bool make_room(Sequence&, Branch&, std::int64_t tokens, Plan&);
   void pause(Sequence&);
-  void take(Sequence&, std::int64_t count, std::int64_t logits, Plan&);
+  void take(Sequence&, std::int32_t branch, std::int64_t count, std::int64_t logits, Plan&);
+  bool decode(Sequence&, Plan&);
   void take_chunk(Sequence&, Plan&);
+  void take_branches(Sequence&, Plan&);
+  void reuse(Sequence&);
 
   Limits limits_;
   kv::BlockPool& pool_;
@@ -125,7 +165,9 @@ class Scheduler {
   std::map<SequenceId, Sequence> started_;
   std::vector<Sequence*> order_;  // running, by priority and start
   std::deque<Sequence*> paused_;  // the same
-  std::int64_t reserved_ = 0;     // the sum of most_blocks over started_
+  std::int64_t running_width_ = 0;
+  std::int64_t reserved_ = 0;  // the sum of most_blocks over started_
+  std::vector<kv::BlockCopy> copies_;
   std::int64_t next_place_ = 0;
   std::int64_t reused_ = 0;
   std::int64_t pauses_ = 0;

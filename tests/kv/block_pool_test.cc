@@ -57,6 +57,49 @@ TEST(BlockTable, GrowsByWholeBlocksAndGivesBackBehindAWindow) {
   EXPECT_EQ(pool.free(), 8);
 }
 
+TEST(BlockTable, AForkSharesItsBlocksAndOwnsWhatItWrites) {
+  BlockPool pool(8);
+  BlockTable first(pool, 16);
+  ASSERT_TRUE(first.grow(40));
+  first.release_before(16);
+  BlockTable second = first.fork();
+  EXPECT_EQ(second.blocks(), first.blocks());
+  EXPECT_EQ(second.held(), 2);
+  EXPECT_EQ(pool.free(), 6);
+  const BlockId shared = first.blocks()[2];
+  std::vector<BlockCopy> copies;
+  ASSERT_TRUE(second.own(40, copies));
+  ASSERT_EQ(copies.size(), 1u);
+  EXPECT_EQ(copies[0].from, shared);
+  EXPECT_EQ(copies[0].to, second.blocks()[2]);
+  EXPECT_NE(second.blocks()[2], shared);
+  ASSERT_TRUE(first.own(40, copies));
+  EXPECT_EQ(copies.size(), 1u) << "the last owner writes where it is";
+  EXPECT_EQ(first.blocks()[2], shared);
+  EXPECT_EQ(pool.owners(first.blocks()[1]), 2);
+
+  BlockTable beginning = first.fork(2);
+  EXPECT_EQ(beginning.blocks(), (std::vector<BlockId>{-1, first.blocks()[1]}));
+  first.clear();
+  second = std::move(beginning);
+  EXPECT_EQ(second.blocks().size(), 2u);
+  EXPECT_EQ(pool.free(), 7);
+  second.clear();
+  EXPECT_EQ(pool.free(), 8);
+}
+
+TEST(BlockTable, AFullPoolGivesNoBlockToOwn) {
+  BlockPool pool(1);
+  BlockTable first(pool, 16);
+  ASSERT_TRUE(first.grow(4));
+  const BlockTable second = first.fork();
+  std::vector<BlockCopy> copies;
+  EXPECT_FALSE(first.own(4, copies));
+  EXPECT_TRUE(copies.empty());
+  EXPECT_EQ(first.blocks(), second.blocks());
+  EXPECT_EQ(pool.owners(0), 2);
+}
+
 // Random sequences come, grow, slide and go; after each step no block has two owners and the sum is
 // constant.
 TEST(BlockTable, RandomTracesNeitherLeakNorShareABlock) {

@@ -16,7 +16,8 @@ Step example() {
           .rope_tokens = {11, 40},
           .logit_rows = {2, 3},
           .host_rows = {1},
-          .samples = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}};
+          .samples = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9},
+          .block_copies = {4, 5}};
 }
 
 void expect_equal(const Step& a, const Step& b) {
@@ -28,6 +29,7 @@ void expect_equal(const Step& a, const Step& b) {
   EXPECT_EQ(a.rope_tokens, b.rope_tokens);
   EXPECT_EQ(a.logit_rows, b.logit_rows);
   EXPECT_EQ(a.host_rows, b.host_rows);
+  EXPECT_EQ(a.block_copies, b.block_copies);
   EXPECT_EQ(a.samples, b.samples);
 }
 

@@ -112,6 +112,27 @@ void CpuBackend::enqueue(const ops::GatherRows& op) {
   });
 }
 
+void CpuBackend::enqueue(const ops::CopyBlocks& op) {
+  check_here(op.kv);
+  for (std::int64_t i = 0; i < op.copies.rows; ++i)
+    for (int j = 0; j < 2; ++j)
+      OSTRO_REQUIRE(0 <= ints(op.copies, i)[j] && ints(op.copies, i)[j] < op.blocks(),
+                    "CopyBlocks: copies[", i, ',', j, "] is ", ints(op.copies, i)[j],
+                    ", there are ", op.blocks(), " blocks");
+  // Rows without gaps are copied as one.
+  const std::int64_t rows = op.kv.contiguous() ? 1 : op.block_rows;
+  const std::size_t bytes = std::size_t(op.block_rows / rows * op.kv.cols) * size_of(op.kv.dtype);
+  over(op.copies.rows * op.planes, double(bytes) * double(rows) * 0.1, [&](int, Range part) {
+    for (std::int64_t i = part.begin; i < part.end; ++i) {
+      const std::int32_t* pair = ints(op.copies, i / op.planes);
+      const std::int64_t plane = i % op.planes * op.blocks();
+      for (std::int64_t r = 0; r < rows; ++r)
+        std::memcpy(row_of(op.kv, (plane + pair[1]) * op.block_rows + r),
+                    row_of(op.kv, (plane + pair[0]) * op.block_rows + r), bytes);
+    }
+  });
+}
+
 void CpuBackend::enqueue(const ops::AddRmsNorm& op) {
   check_here(op.residual);
   NormRow row{};

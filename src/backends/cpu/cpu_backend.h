@@ -67,6 +67,7 @@ class CpuBackend final : public ops::Backend {
   void enqueue(const ops::RotaryAngles&) override;
   void enqueue(const ops::RotaryAppend&) override;
   void enqueue(const ops::PagedAttention&) override;
+  void enqueue(const ops::CopyBlocks&) override;
   void enqueue(const ops::Route&) override;
   void enqueue(const ops::ExpertMlp&) override;
   void enqueue(const ops::Sample&) override;

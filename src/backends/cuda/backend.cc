@@ -2,6 +2,7 @@
 
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/kernels/attention.h"
+#include "backends/cuda/kernels/copy_blocks.h"
 #include "backends/cuda/kernels/draw.h"
 #include "backends/cuda/kernels/rotary.h"
 #include "backends/cuda/kernels/route.h"
@@ -177,6 +178,11 @@ void CudaBackend::enqueue(const ops::PagedAttention& op) {
                      processors_);
   float* const parts = attention_parts_.reserve<float>(attention_scratch(op, plan));
   attention_mma(stream_, op, plan, parts);
+}
+
+void CudaBackend::enqueue(const ops::CopyBlocks& op) {
+  begin(op.kv);
+  copy_blocks(stream_, op);
 }
 
 void CudaBackend::enqueue(const ops::Route& op) {

@@ -143,6 +143,10 @@ class Mirror final : public Backend {
     run(on, PagedAttention{on.in(op.q), on.in(op.requests), cache(on, op.cache, false),
                            on.out(op.y), op.heads, op.scale, op.window});
   }
+  void enqueue(const CopyBlocks& op) override {
+    Operands on(*gpu_, rows_);
+    run(on, CopyBlocks{on.out(op.kv), on.in(op.copies), op.planes, op.block_rows});
+  }
   void enqueue(const Route& op) override {
     Operands on(*gpu_, rows_);
     run(on, Route{on.in(op.x), on.in(op.router), on.out(op.experts), on.out(op.weights),
