@@ -68,11 +68,17 @@ struct SamplingConfig {
   std::vector<std::vector<TokenId>> bad_words = {};
   std::int64_t min_tokens = 0;  // stop sequences do not end the output before it either
 
-  // Beam search, for num_beams > 1. This build has none yet: submit() answers `unsupported`.
+  // Beam search, for num_beams > 1, as transformers does it: the continuations with the largest
+  // sums of log-probabilities (after 1 to 6, which see log-probabilities then) stay; nothing is
+  // sampled. A beam's score is its sum / its length ^ length_penalty. The best
+  // num_return_sequences beams are returned, the best first, when the search has ended: beams are
+  // not streamed. The engine must have been built with --max_beam_width num_beams or more.
   std::int32_t num_beams = 1;
   float length_penalty = 1;
   EarlyStopping early_stopping = EarlyStopping::no;
-  float beam_search_diversity_rate = 0;  // a beam's c-th best child loses c times this; 0: off
+  // Continuations of beam i (0: the best) get i times this added to their sums, so that worse beams
+  // stay longer, as in TensorRT-LLM; 0: off.
+  float beam_search_diversity_rate = 0;
 };
 
 struct Request {

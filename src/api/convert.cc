@@ -20,12 +20,22 @@ std::vector<TokenLogProb> to_public(const std::vector<engine::TokenLogProb>& fro
   return to;
 }
 
+engine::EarlyStopping to_engine(EarlyStopping early) {
+  switch (early) {
+    case EarlyStopping::no:
+      return engine::EarlyStopping::no;
+    case EarlyStopping::yes:
+      return engine::EarlyStopping::yes;
+    case EarlyStopping::never:
+      return engine::EarlyStopping::never;
+  }
+  OSTRO_THROW(InvalidArgument, "early_stopping is ", int(early));
+}
+
 }  // namespace
 
 engine::Request to_engine(Request r) {
   SamplingConfig& s = r.sampling;
-  OSTRO_SUPPORTED(s.num_beams == 1, "num_beams is ", s.num_beams,
-                  "; this build has no beam search, only num_beams = 1");
   return {.prompt = std::move(r.prompt),
           .max_new_tokens = r.max_new_tokens,
           .sampling = {.temperature = s.temperature,
@@ -51,7 +61,11 @@ engine::Request to_engine(Request r) {
           .prompt_alternatives = r.prompt_log_probs.value_or(0),
           .priority = r.priority,
           .user = std::move(r.user),
-          .cache_salt = std::move(r.cache_salt)};
+          .cache_salt = std::move(r.cache_salt),
+          .beams = {.width = s.num_beams,
+                    .length_penalty = s.length_penalty,
+                    .early_stopping = to_engine(s.early_stopping),
+                    .diversity_rate = s.beam_search_diversity_rate}};
 }
 
 engine::EngineOptions to_engine(const ExecutorConfig& config) {
@@ -100,13 +114,14 @@ ModelInfo model_info(const model::ModelConfig& config, bool dummy) {
 void add(engine::Event&& event, const Wanted& wanted, Response& r) {
   append(std::move(event.prompt_log_probs), r.prompt_log_probs);
   append(std::move(event.prompt_logits), r.prompt_logits);
+  if (wanted.beams) r.score = event.score;
   for (const auto& alternatives : event.prompt_alternatives)
     r.prompt_alternatives.push_back(to_public(alternatives));
   if (!event.has_token) return;
   r.tokens.push_back(event.token);
   if (wanted.log_probs) {
     r.log_probs.push_back(event.log_prob);
-    r.score += event.log_prob;
+    if (!wanted.beams) r.score += event.log_prob;
   }
   if (wanted.alternatives) r.alternatives.push_back(to_public(event.alternatives));
   append(std::move(event.logits), r.logits);

@@ -18,6 +18,7 @@ struct Wanted {
   bool log_probs = false;
   bool alternatives = false;
   bool streaming = true;
+  bool beams = false;
 };
 
 // Adds what the event tells, but for its end, to a response.

@@ -67,7 +67,8 @@ void Executor::Core::admit(Arrival arrival) {
             .deadline = arrival.deadline,
             .wanted = {.log_probs = request.log_probs,
                        .alternatives = request.alternatives > 0,
-                       .streaming = arrival.streaming},
+                       .streaming = arrival.streaming && !request.searches(),
+                       .beams = request.searches()},
             .pending = std::vector<Response>(sequences),
             .ended = std::vector<bool>(sequences, false),
             .statistics = {}};

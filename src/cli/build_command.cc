@@ -99,7 +99,7 @@ void BuildFlags::add(CLI::App& app) {
       ->group(limit);
   app.add_option("--max_output_len", max_output_len, "tokens; default: the model's context")
       ->group(limit);
-  app.add_option("--max_beam_width", limits.max_beam_width, "")
+  app.add_option("--max_beam_width", limits.max_beam_width, "beams of one request")
       ->capture_default_str()
       ->group(limit);
   app.add_option("--max_num_tokens", limits.max_num_tokens, "tokens of one step")
@@ -172,8 +172,6 @@ void BuildFlags::refuse_what_is_not_built() const {
     OSTRO_SUPPORTED(!given, flag,
                     " is not built yet: weights and KV cache are float32, float16, bfloat16 or ",
                     "fp8");
-  OSTRO_SUPPORTED(limits.max_beam_width == 1, "--max_beam_width ", limits.max_beam_width,
-                  ": beam search is not built yet; there is: 1");
   OSTRO_REQUIRE(target == "neutral" || target == "cpu" || target == "cuda", "--target is \"",
                 target, "\"; it must be neutral, cpu or cuda");
 }

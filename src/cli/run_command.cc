@@ -7,6 +7,7 @@
 #include <deque>
 #include <iostream>
 #include <map>
+#include <optional>
 
 #include "base/clock.h"
 #include "base/file.h"
@@ -34,15 +35,17 @@ struct RunFlags {
       cum_log_probs_npy;
   bool profiling = false;
   bool block_reuse = true, chunked_context = false;
-  std::int64_t num_return_sequences = 1;
+  std::optional<std::int64_t> num_return_sequences;
   std::vector<std::string> bad_words;
 
-  // Accepted with their default value only until their issue builds them.
-  std::int64_t num_beams = 1, early_stopping = 1;
+  std::int32_t num_beams = 1;
+  std::int64_t early_stopping = 1;  // as TensorRT-LLM counts: 0 no, 1 yes, else never
   double length_penalty = 1, diversity_rate = 0;
 
   void add(CLI::App& app);
-  void refuse_what_is_not_built() const;
+  // Throws InvalidArgument for what does not go together.
+  engine::Beams beams() const;
+  std::int64_t sequences_each() const { return num_return_sequences.value_or(num_beams); }
 };
 
 void RunFlags::add(CLI::App& app) {
@@ -106,8 +109,8 @@ void RunFlags::add(CLI::App& app) {
   app.add_option("--bad_words", bad_words, "texts whose tokens are never generated in a row")
       ->group(choose);
   app.add_option("--num_return_sequences", num_return_sequences,
-                 "sequences a prompt, each with a seed of its own")
-      ->capture_default_str()
+                 "sequences a prompt: each with a seed of its own, or the best beams; default: "
+                 "num_beams")
       ->group(choose);
   app.add_option("--end_id", end_id,
                  "token that ends a sequence; -1: none; default: the model's eos");
@@ -144,25 +147,50 @@ void RunFlags::add(CLI::App& app) {
       ->group(cache);
   app.add_flag("--enable_chunked_context", chunked_context, kAlways)->group(cache);
 
-  const char* later = "Beam search: not built yet (only the default is accepted)";
-  app.add_option("--num_beams", num_beams, "")->capture_default_str()->group(later);
-  app.add_option("--length_penalty", length_penalty, "")->capture_default_str()->group(later);
-  app.add_option("--early_stopping", early_stopping, "")->capture_default_str()->group(later);
-  app.add_option("--beam_search_diversity_rate", diversity_rate, "")
+  const char* search = "Beam search";
+  app.add_option("--num_beams", num_beams, "beams of each prompt; 1: no search")
       ->capture_default_str()
-      ->group(later);
+      ->group(search);
+  app.add_option("--length_penalty", length_penalty,
+                 "a beam's score is its log-probability / its length ^ this")
+      ->capture_default_str()
+      ->group(search);
+  app.add_option(
+         "--early_stopping", early_stopping,
+         "with num_beams finished beams, stop at once (1), when the best open one scores no "
+         "better now (0) or at any length (2)")
+      ->capture_default_str()
+      ->group(search);
+  app.add_option("--beam_search_diversity_rate", diversity_rate,
+                 "continuations of beam i (0 the best) get i times this added to their score")
+      ->capture_default_str()
+      ->group(search);
 }
 
-void RunFlags::refuse_what_is_not_built() const {
-  const auto only = [](const char* flag, double value, double built) {
-    OSTRO_SUPPORTED(
-        value == built, flag, ' ', value,
-        " is not built yet: there is no beam search, only greedy decoding and sampling");
-  };
-  only("--num_beams", double(num_beams), 1);
-  only("--length_penalty", length_penalty, 1);
-  only("--early_stopping", double(early_stopping), 1);
-  only("--beam_search_diversity_rate", diversity_rate, 0);
+engine::Beams RunFlags::beams() const {
+  OSTRO_REQUIRE(num_beams >= 1, "--num_beams is ", num_beams, "; it must be at least 1");
+  if (num_beams == 1) {
+    const auto only = [](const char* flag, double value, double off) {
+      OSTRO_REQUIRE(value == off, flag, ' ', value, " goes with --num_beams over 1");
+    };
+    only("--length_penalty", length_penalty, 1);
+    only("--early_stopping", double(early_stopping), 1);
+    only("--beam_search_diversity_rate", diversity_rate, 0);
+    return {};
+  }
+  OSTRO_REQUIRE(early_stopping >= 0 && early_stopping <= 2, "--early_stopping is ", early_stopping,
+                "; it must be 0, 1 or 2");
+  OSTRO_REQUIRE(!streaming, "--streaming prints tokens as they come; those of ", num_beams,
+                " beams are known when the search has ended");
+  OSTRO_REQUIRE(stop_words.empty(), "--stop_words are looked for in texts as they come; those of ",
+                num_beams, " beams are known when the search has ended");
+  using enum engine::EarlyStopping;
+  return {.width = num_beams,
+          .length_penalty = float(length_penalty),
+          .early_stopping = early_stopping == 0   ? no
+                            : early_stopping == 1 ? yes
+                                                  : never,
+          .diversity_rate = float(diversity_rate)};
 }
 
 // What one prompt has become so far.
@@ -208,7 +236,7 @@ class Run {
         tokenizer_(tokenizer),
         session_(session),
         engine_(session.rank, session.config.model, {.block_reuse = flags.block_reuse}),
-        sequences_(prompts.size() * std::size_t(flags.num_return_sequences)) {}
+        sequences_(prompts.size() * std::size_t(flags.sequences_each())) {}
 
   void operator()() {
     submit();
@@ -224,10 +252,8 @@ class Run {
 
  private:
   // The sequences of a prompt stand side by side.
-  std::size_t prompt_of(std::size_t i) const {
-    return i / std::size_t(flags_.num_return_sequences);
-  }
-  std::size_t beam_of(std::size_t i) const { return i % std::size_t(flags_.num_return_sequences); }
+  std::size_t prompt_of(std::size_t i) const { return i / std::size_t(flags_.sequences_each()); }
+  std::size_t beam_of(std::size_t i) const { return i % std::size_t(flags_.sequences_each()); }
 
   // A lone stream of text is printed piece by piece, several a line each time.
   bool streams_text() const { return flags_.streaming && sequences_.size() == 1 && tokenizer_; }
@@ -246,12 +272,20 @@ class Run {
     }
     const bool context_logits = !flags_.context_logits_npy.empty();
     const bool log_probs = !flags_.log_probs_npy.empty() || !flags_.cum_log_probs_npy.empty();
-    OSTRO_REQUIRE(!context_logits || sequences_.size() == 1,
-                  "--output_context_logits_npy takes one prompt and one sequence, there are ",
-                  sequences_.size());
+    OSTRO_REQUIRE(
+        !context_logits || sequences_.size() == 1 || (prompts_.size() == 1 && flags_.num_beams > 1),
+        "--output_context_logits_npy takes one prompt and one sequence, there are ",
+        sequences_.size());
+    const engine::Beams beams = flags_.beams();
+    const auto sequences = std::int32_t(beams.width > 1 ? flags_.sequences_each() : 1);
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
       engine::Sampling sampling = flags_.sampling;
       sampling.seed = engine::sequence_seed(sampling.seed, std::int32_t(beam_of(i)));
+      if (tokenizer_) {
+        sequences_[i].detokenizer = std::make_unique<txt::IncrementalDetokenizer>(*tokenizer_);
+        sequences_[i].stops = std::make_unique<txt::StopStrings>(flags_.stop_words);
+      }
+      if (beams.width > 1 && beam_of(i) > 0) continue;  // the prompt's one request has them all
       const engine::RequestId id = submit(prompt_of(i), {.prompt = prompts_[prompt_of(i)],
                                                          .max_new_tokens = flags_.max_output_len,
                                                          .sampling = sampling,
@@ -259,11 +293,10 @@ class Run {
                                                          .logits = !flags_.logits_npy.empty(),
                                                          .prompt_logits = context_logits,
                                                          .prompt_log_probs = false,
-                                                         .log_probs = log_probs});
+                                                         .sequences = sequences,
+                                                         .log_probs = log_probs,
+                                                         .beams = beams});
       index_[id] = i;
-      if (!tokenizer_) continue;
-      sequences_[i].detokenizer = std::make_unique<txt::IncrementalDetokenizer>(*tokenizer_);
-      sequences_[i].stops = std::make_unique<txt::StopStrings>(flags_.stop_words);
     }
     for (std::size_t i = 0; i < prompts_.size(); ++i) {
       write_line(text(
@@ -283,7 +316,7 @@ class Run {
   }
 
   void take(engine::Event& event) {
-    const std::size_t i = index_.at(event.id);
+    const std::size_t i = index_.at(event.id) + std::size_t(event.sequence);
     Sequence& s = sequences_[i];
     context_logits_.insert(context_logits_.end(), event.prompt_logits.begin(),
                            event.prompt_logits.end());
@@ -421,14 +454,15 @@ int run_command(const Arguments& args) {
   RunFlags flags;
   flags.add(app);
   if (!parse(app, args)) return 0;
-  flags.refuse_what_is_not_built();
+  const engine::Beams beams = flags.beams();
+  engine::check(beams);
   engine::check(flags.sampling);
   OSTRO_REQUIRE(flags.max_output_len > 0, "--max_output_len is ", flags.max_output_len,
                 "; it must be at least 1");
   OSTRO_REQUIRE(flags.prompts.max_input_length >= 0, "--max_input_length is ",
                 flags.prompts.max_input_length, "; it must be at least 1");
-  OSTRO_REQUIRE(flags.num_return_sequences > 0, "--num_return_sequences is ",
-                flags.num_return_sequences, "; it must be at least 1");
+  OSTRO_REQUIRE(flags.sequences_each() > 0, "--num_return_sequences is ", flags.sequences_each(),
+                "; it must be at least 1");
   OSTRO_REQUIRE(flags.streaming_interval > 0, "--streaming_interval is ", flags.streaming_interval,
                 "; it must be at least 1");
 

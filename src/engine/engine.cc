@@ -24,6 +24,17 @@ std::int64_t rope_tokens(std::int64_t prompt_tokens, std::int64_t max_new_tokens
   return prompt_tokens + std::max<std::int64_t>(max_new_tokens, 0);
 }
 
+void check_beams(const Request& r, std::int64_t max_beam_width) {
+  check(r.beams);
+  const std::int32_t width = r.beams.width;
+  if (width == 1) return;
+  OSTRO_REQUIRE(width <= max_beam_width, "num_beams is ", width,
+                "; the engine was built with --max_beam_width ", max_beam_width);
+  OSTRO_REQUIRE(r.sequences <= width, r.sequences, " sequences are asked for of ", width, " beams");
+  OSTRO_REQUIRE(r.sampling.temperature == 0 || r.sampling.top_k == 1, "num_beams is ", width,
+                " and top_k ", r.sampling.top_k, "; beams are not sampled: top_k must be 1");
+}
+
 }  // namespace
 
 Engine::Engine(Rank& rank, const model::ModelConfig& config, const EngineOptions& options)
@@ -52,7 +63,9 @@ void Engine::check(const Request& request) const {
                 std::min(request.alternatives, request.prompt_alternatives),
                 " alternatives of a token are asked for");
   engine::check(request.sampling, config_.vocab);
-  scheduler_.check(std::int64_t(request.prompt.size()), request.max_new_tokens);
+  check_beams(request, rank_.max_beam_width());
+  scheduler_.check(std::int64_t(request.prompt.size()), request.max_new_tokens,
+                   request.searches() ? request.beams.width : 1);
 }
 
 RequestId Engine::submit(Request request) {
@@ -68,23 +81,28 @@ RequestId Engine::submit(Request request) {
   const Request& r = active.request;
   const auto prompt_tokens = std::int64_t(r.prompt.size());
   active.output.resize(std::size_t(r.sequences));
-  active.open = r.sequences;
+  active.open = r.searches() ? 1 : r.sequences;
+  if (r.searches())
+    active.search.emplace(
+        Search{BeamSearch(r.beams, r.end_ids.size() + r.stop_sequences.size(), r.max_new_tokens)});
   active.usage.prompt_tokens = prompt_tokens;
   std::string salt = r.cache_salt;
   // Keys that were rotated for another length are others.
   if (config_.rope_scaling.type == model::RopeScaling::Type::dynamic)
     salt += text('/', std::max(rope_tokens(prompt_tokens, r.max_new_tokens),
                                config_.rope_scaling.original_context));
-  for (std::int32_t i = 0; i < r.sequences; ++i) {
-    const sched::SequenceId sequence = next_sequence_++;
+  for (std::int64_t i = 0; i < active.open; ++i) {
+    const sched::SequenceId sequence = active.first + i;
     request_of_.emplace(sequence, id);
     scheduler_.add(sequence, {.prompt = r.prompt,
                               .max_new_tokens = r.max_new_tokens,
                               .prompt_logits = i == 0 && (r.prompt_logits || r.prompt_log_probs),
                               .priority = r.priority,
                               .user = r.user,
-                              .salt = salt});
+                              .salt = salt,
+                              .width = r.searches() ? r.beams.width : 1});
   }
+  next_sequence_ += r.sequences;
   active_.emplace(id, std::move(active));
   return id;
 }
@@ -133,7 +151,8 @@ bool Engine::tells_prompt(const sched::Share& share, const Active& active) const
 Engine::Use Engine::use_of(const sched::Share& share, const Active& active) const {
   const Request& r = active.request;
   const bool chooses = share.last_of_prompt && share.logits > 0 && r.max_new_tokens > 0;
-  const bool by_host = has_rules(r.sampling) || r.logits || r.alternatives > ops::kMostAlternatives;
+  const bool by_host =
+      active.search || has_rules(r.sampling) || r.logits || r.alternatives > ops::kMostAlternatives;
   return {.host_rows = tells_prompt(share, active) ? share.logits
                        : chooses && by_host        ? 1
                                                    : 0,
@@ -145,16 +164,22 @@ model::Step Engine::assemble(Launched& launched) const {
   model::Step step;
   step.query_start.push_back(0);
   std::size_t blocks_each = 0;
+  const auto branch_of = [&](const sched::Share& s) -> const sched::Branch& {
+    return scheduler_.sequence(s.id).branch(std::size_t(s.branch));
+  };
   for (const sched::Share& s : shares)
-    blocks_each = std::max(blocks_each, scheduler_.sequence(s.id).blocks.blocks().size());
+    blocks_each = std::max(blocks_each, branch_of(s).blocks.blocks().size());
   step.blocks_each = std::int32_t(blocks_each);
+  for (const kv::BlockCopy& copy : scheduler_.copies())
+    step.block_copies.insert(step.block_copies.end(), {copy.from, copy.to});
   for (const sched::Share& s : shares) {
     const sched::Sequence& sequence = scheduler_.sequence(s.id);
-    const auto first = sequence.tokens.begin() + s.begin;
+    const sched::Branch& branch = branch_of(s);
+    const auto first = branch.tokens.begin() + s.begin;
     step.ids.insert(step.ids.end(), first, first + s.count);
     step.query_start.push_back(std::int32_t(step.ids.size()));
     step.context_len.push_back(std::int32_t(s.begin + s.count));
-    const std::vector<kv::BlockId>& blocks = sequence.blocks.blocks();
+    const std::vector<kv::BlockId>& blocks = branch.blocks.blocks();
     step.block_table.insert(step.block_table.end(), blocks.begin(), blocks.end());
     step.block_table.resize(step.context_len.size() * blocks_each, -1);
     step.rope_tokens.push_back(
@@ -231,6 +256,10 @@ std::vector<Event> Engine::collect() {
     if (share.logits == 0 || request == request_of_.end()) continue;
     const RequestId id = request->second;
     Active& active = active_.at(id);
+    if (active.search) {
+      collect_beams(share, active, result.logits, rows, events);
+      continue;
+    }
     Event event;
     event.id = id;
     event.sequence = std::int32_t(share.id - active.first);
@@ -279,6 +308,11 @@ void Engine::choose_token(const sched::Share& share, Active& active, std::span<c
                          scheduler_.sequence(share.id).tokens, request.prompt.size());
   event.token = sampler_.token(ruled, request.sampling,
                                sequence_seed(request.sampling.seed, event.sequence), generated);
+  tell_token(request, logits, event);
+}
+
+// What is asked for beside a token that was chosen.
+void Engine::tell_token(const Request& request, std::span<const float> logits, Event& event) {
   if (request.log_probs) event.log_prob = log_prob(logits, event.token);
   if (request.alternatives > 0) event.alternatives = most_likely(logits, request.alternatives);
   if (request.logits) event.logits.assign(logits.begin(), logits.end());
@@ -300,24 +334,25 @@ void Engine::take_token(const ops::SampleOutputs& chosen, std::int64_t row, cons
 void Engine::add_token(const sched::Share& share, Active& active, Event& event) {
   const Request& request = active.request;
   std::vector<std::int32_t>& output = active.output[std::size_t(event.sequence)];
-  const auto generated = std::int64_t(output.size());
   event.has_token = true;
   output.push_back(event.token);
   ++active.usage.output_tokens;
-  const bool at_end = std::ranges::find(request.end_ids, event.token) != request.end_ids.end();
-  const std::ptrdiff_t stop = generated + 1 < request.sampling.min_tokens
-                                  ? -1
-                                  : stop_at_end(request.stop_sequences, output);
-  if (at_end) {
-    event.finish = Finish::end_id;
-  } else if (stop >= 0) {
-    event.finish = Finish::stop;
-    event.stop_index = std::size_t(stop);
-  } else if (generated + 1 == request.max_new_tokens) {
+  const Ending ending = ending_of(request, output);
+  event.finish = ending.finish;
+  event.stop_index = ending.stop_index;
+  if (event.finish == Finish::none && std::int64_t(output.size()) == request.max_new_tokens)
     event.finish = Finish::length;
-  } else {
-    scheduler_.append(share.id, event.token);
-  }
+  if (event.finish == Finish::none) scheduler_.append(share.id, event.token);
+}
+
+// Whether the last token of an output ends it, but for its length.
+Ending Engine::ending_of(const Request& request, std::span<const std::int32_t> output) {
+  if (std::ranges::find(request.end_ids, output.back()) != request.end_ids.end())
+    return {.finish = Finish::end_id, .stop_index = 0};
+  if (std::int64_t(output.size()) < request.sampling.min_tokens) return {};
+  const std::ptrdiff_t stop = stop_at_end(request.stop_sequences, output);
+  if (stop < 0) return {};
+  return {.finish = Finish::stop, .stop_index = std::size_t(stop)};
 }
 
 }  // namespace ostro::engine

@@ -3,7 +3,9 @@
 
 #include <deque>
 #include <map>
+#include <optional>
 
+#include "engine/beam_search.h"
 #include "engine/logit_rules.h"
 #include "engine/rank.h"
 #include "engine/request.h"
@@ -63,7 +65,13 @@ class Engine {
   std::size_t waiting() const { return scheduler_.waiting(); }
 
  private:
-  // Sequence i of a request is the scheduler's sequence `first` + i.
+  struct Search {
+    BeamSearch beams;
+    std::vector<Event> tokens = {};  // of each node of `beams`
+  };
+
+  // Sequence i of a request is the scheduler's sequence `first` + i. Beams are the branches of
+  // `first`.
   struct Active {
     Request request;
     sched::SequenceId first = 0;
@@ -72,6 +80,7 @@ class Engine {
     std::size_t prompt_due = 1;                     // next prompt token whose log-prob is told
     Usage usage;                                    // of the sequences that have ended
     bool started = false;
+    std::optional<Search> search = {};
   };
 
   // Where the logits of a share are looked at: only what a backend cannot do comes to the host.
@@ -93,8 +102,14 @@ class Engine {
   bool tells_prompt(const sched::Share&, const Active&) const;
   void tell_prompt(Active&, View rows, Event&) const;
   void choose_token(const sched::Share&, Active&, std::span<const float> logits, Event&);
+  static void tell_token(const Request&, std::span<const float> logits, Event&);
   void take_token(const ops::SampleOutputs&, std::int64_t row, const Active&, Event&) const;
   void add_token(const sched::Share&, Active&, Event&);
+  static Ending ending_of(const Request&, std::span<const std::int32_t> output);
+  void collect_beams(const sched::Share&, Active&, const View& logits, const Range& rows,
+                     std::vector<Event>&);
+  void advance_beams(sched::SequenceId, Active&, const View& rows, std::vector<Event>&);
+  void finish_beams(sched::SequenceId, Active&, std::vector<Event>&);
   void end_sequence(sched::SequenceId, Active&);
   void mark_started(const std::vector<sched::Share>&);
 
@@ -107,6 +122,7 @@ class Engine {
   std::deque<Launched> launched_;  // oldest first
   Sampler sampler_;
   LogitRules rules_;
+  std::vector<float> log_probs_;  // of the beam at hand
   RequestId next_id_ = 1;
   sched::SequenceId next_sequence_ = 1;
   StepReport report_;

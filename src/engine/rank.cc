@@ -32,7 +32,8 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
       mapping_(mapping),
       vocab_(config.model.vocab),
       layers_(config.model.layers),
-      experts_(config.model.experts) {
+      experts_(config.model.experts),
+      max_beam_width_(config.limits.max_beam_width) {
   OSTRO_REQUIRE(world.ranks() == mapping.ranks(), "the engine needs ", mapping.ranks(),
                 " ranks (tp ", mapping.tp, " x pp ", mapping.pp, "), there are ", world.ranks());
   const int rank = world.rank();

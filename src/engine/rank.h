@@ -57,6 +57,7 @@ class Rank {
 
   const model::StepLimits& limits() const { return limits_; }
   std::int64_t requests() const { return limits_.requests; }
+  std::int64_t max_beam_width() const { return max_beam_width_; }
   bool leads() const { return world_.rank() == 0; }
 
  private:
@@ -81,7 +82,8 @@ class Rank {
   std::int64_t vocab_ = 0;
   std::int64_t layers_ = 0;
   std::int64_t experts_ = 0;
-  bool hands_over_ = false;  // the result to rank 0
+  std::int64_t max_beam_width_ = 1;  // that the engine was built for
+  bool hands_over_ = false;          // the result to rank 0
   std::unique_ptr<model::Model> model_;
 };
 

@@ -39,6 +39,20 @@ void check(const Sampling&);  // all but the token ids
 
 inline constexpr std::int32_t kMostSequences = 128;
 
+enum class EarlyStopping { no, yes, never };
+
+// Beam search, by the rules of beam_search.h, for width > 1. It chooses by log-probabilities after
+// the rules of Sampling; nothing is drawn.
+struct Beams {
+  std::int32_t width = 1;
+  float length_penalty = 1;
+  EarlyStopping early_stopping = EarlyStopping::no;
+  float diversity_rate = 0;
+};
+
+// Throws InvalidArgument naming the value that is out of range, or that goes with beams alone.
+void check(const Beams&);
+
 struct Request {
   std::vector<std::int32_t> prompt;
   std::int64_t max_new_tokens = 0;  // 0: only the prompt is scored
@@ -48,7 +62,8 @@ struct Request {
   bool prompt_logits = false;
   bool prompt_log_probs = false;
 
-  std::int32_t sequences = 1;  // of one prompt, each with a seed of its own
+  // Of one prompt: each with a seed of its own, or the best beams.
+  std::int32_t sequences = 1;
   std::vector<std::vector<std::int32_t>> stop_sequences = {};  // an output that ends with one ends
   bool log_probs = true;                                       // of every generated token
   std::int32_t alternatives = 0;         // the most likely tokens beside each generated token
@@ -56,11 +71,20 @@ struct Request {
   std::int32_t priority = 0;
   std::string user = {};
   std::string cache_salt = {};
+  Beams beams = {};
+
+  bool searches() const { return beams.width > 1 && max_new_tokens > 0; }
 };
 
 enum class Finish { none, length, end_id, cancelled, stop };
 
 using TokenLogProb = ops::Likely;
+
+// Whether and how a sequence ends with its last token.
+struct Ending {
+  Finish finish = Finish::none;
+  std::size_t stop_index = 0;  // Finish::stop: which sequence
+};
 
 // What the whole request cost; complete with its last event.
 struct Usage {
@@ -70,7 +94,8 @@ struct Usage {
   std::int64_t pauses = 0;
 };
 
-// One token of one sequence of a request, or what was learnt of a part of its prompt.
+// One token of one sequence of a request, or what was learnt of a part of its prompt. Beams tell
+// all their tokens when the search has ended.
 struct Event {
   RequestId id = 0;
   bool has_token = false;
@@ -81,6 +106,7 @@ struct Event {
   std::vector<float> prompt_logits;     // [rows, vocab] of the next prompt tokens, if asked for
   std::vector<float> prompt_log_probs;  // of prompt tokens 1, 2 ... in order, if asked for
   Finish finish = Finish::none;         // of the sequence
+  float score = 0;                      // of a beam that finished
 
   std::int32_t sequence = 0;
   std::vector<TokenLogProb> alternatives;                      // best first

@@ -1,6 +1,7 @@
 #include "engine/sampler.h"
 
 #include <cmath>
+#include <limits>
 
 #include "base/error.h"
 
@@ -50,6 +51,15 @@ std::int32_t argmax(std::span<const float> logits) {
   const std::int32_t best = ops::most_likely(logits);
   OSTRO_CHECK(best >= 0, "no finite logit among ", logits.size());
   return best;
+}
+
+void log_softmax(std::span<const float> logits, std::vector<float>& log_probs) {
+  const std::int32_t best = argmax(logits);
+  const double shift = double(log_prob(logits, best)) - double(logits[std::size_t(best)]);
+  log_probs.resize(logits.size());
+  for (std::size_t i = 0; i < logits.size(); ++i)
+    log_probs[i] = std::isnan(logits[i]) ? -std::numeric_limits<float>::infinity()
+                                         : float(double(logits[i]) + shift);
 }
 
 std::uint64_t sequence_seed(std::uint64_t seed, std::int32_t i) {

@@ -15,6 +15,9 @@ struct Choice {
 using ops::log_prob;
 using ops::most_likely;
 
+// All of them. A row without one finite logit is an InternalError.
+void log_softmax(std::span<const float> logits, std::vector<float>& log_probs);
+
 // The index of the largest logit, the lowest among equals. NaN is never chosen; a row without one
 // finite logit is an InternalError.
 std::int32_t argmax(std::span<const float> logits);

@@ -165,20 +165,21 @@ class RunFlags(ostro.BadInput):
             text="--end_id is 64; the vocabulary has ids 0 to 63, and -1 is " "none",
         )
 
-    def test_not_built_yet(self):
-        for flags in (
-            "--num_beams 4",
-            "--length_penalty 2",
-            "--early_stopping 0",
-            "--beam_search_diversity_rate 0.1",
+    def test_beams(self):
+        for flags, text in (
+            ("--num_beams 0", "--num_beams is 0; it must be at least 1"),
+            ("--num_beams 4", "prompt 0: num_beams is 4; the engine was built with --max_beam_width 1"),
+            ("--length_penalty 2", "--length_penalty 2 goes with --num_beams over 1"),
+            ("--early_stopping 0", "--early_stopping 0 goes with --num_beams over 1"),
+            ("--num_beams 2 --early_stopping 3", "--early_stopping is 3; it must be 0, 1 or 2"),
+            (
+                "--num_beams 2 --streaming",
+                "--streaming prints tokens as they come; those of 2 beams are known when the search "
+                "has ended",
+            ),
         ):
             with self.subTest(flags):
-                self.run_refused(
-                    *flags.split(),
-                    code=3,
-                    match="^%s is not built yet: there is no beam search, only greedy decoding "
-                    "and sampling$" % flags,
-                )
+                self.run_refused(*flags.split(), text=text)
 
     def test_sampling_values_out_of_range(self):
         for flags, text in (

@@ -108,6 +108,29 @@ class TinyMixtral(ostro.Case):
             for token, log_prob in case["top5_last"]:
                 self.assertAlmostEqual(top[token], log_prob, delta=2e-4)
 
+    def test_beams_of_twelve_prompts_at_once(self):
+        engine = ostro.build(self.path("beams"), max_beam_width=4)
+        flags = {"num_beams": 4, "early_stopping": 0, "end_id": 2}
+        sums = self.path("sums.npy")
+        alone = self.generate(
+            engine, self.prompts, 16, output_cum_log_probs_npy=sums, **flags
+        )
+        scores = ostro.Npy(sums).values
+        for i, case in enumerate(self.cases):
+            # A golden beam that ends early is filled up with eos, of which it has generated one;
+            # Ostro leaves that out.
+            want = [b[: b.index(2)] if 2 in b else b for b in case["beams_4"]]
+            lengths = [min(len(b) + 1, 16) for b in want]
+            self.assertEqual(alone[4 * i : 4 * i + 4], want, case["text"])
+            got = [s / n for s, n in zip(scores[4 * i : 4 * i + 4], lengths)]
+            # Written with five digits after the point.
+            self.assertLess(ostro.largest_difference(got, case["beams_4_scores"]), 1e-4)
+        for layout in ({"tp_size": 2}, {"pp_size": 2}, {"max_num_tokens": 7, "max_batch_size": 5}):
+            got = self.generate(engine, self.prompts[:3], 16, **flags, **layout)
+            self.assertEqual(got, alone[:12], layout)
+        best = self.generate(engine, self.prompts[:2], 16, num_return_sequences=1, **flags)
+        self.assertEqual(best, [alone[0], alone[4]])
+
     def test_prompts_one_by_one(self):
         together = self.generate(self.engine, self.prompts, 48, end_id=2)
         for i in (0, 7):
