@@ -53,8 +53,8 @@ void compare_with_reference(const Case& c) {
         expect_near(got[0], want, [&](std::int64_t t, std::int64_t i) {
           // Rounding adds at most a 16th to the norm of x; scaling rounds the sum twice.
           const double magnitude = 1.0625 * x_norm[std::size_t(t)] * w_norm[std::size_t(i)];
-          return sum_error(c.k, magnitude) + 2 * rounding(DType::f32, want(t, i)) +
-                 two_roundings(c.y, want(t, i));
+          return product_error(c.activations, c.k, magnitude) +
+                 2 * rounding(DType::f32, want(t, i)) + two_roundings(c.y, want(t, i));
         });
       });
 }

@@ -88,8 +88,9 @@ class Mlp {
           gate += double(x[std::size_t(k)]) * gate_[at](i, k);
           up += double(x[std::size_t(k)]) * up_[at](i, k);
         }
-        const double gate_error = sum_error(c_.hidden, x_norm * gate_[at].norm(i));
-        const double up_error = sum_error(c_.hidden, x_norm * up_[at].norm(i));
+        const double gate_error =
+            product_error(c_.activations, c_.hidden, x_norm * gate_[at].norm(i));
+        const double up_error = product_error(c_.activations, c_.hidden, x_norm * up_[at].norm(i));
         const double silu = gate / (1 + std::exp(-gate)), h = silu * up;
         // silu' <= 1.1; 16 roundings cover exp, the division, two products and the scales.
         const double error =
@@ -101,7 +102,8 @@ class Mlp {
       }
       if (e4m3) spread = e4m3_spread(low, high);
       for (std::int64_t i = 0; i < c_.hidden; ++i) {
-        double error = sum_error(c_.inter, 1.0625 * down_[at].norm(i) * std::sqrt(h_norm));
+        double error =
+            product_error(c_.activations, c_.inter, 1.0625 * down_[at].norm(i) * std::sqrt(h_norm));
         for (std::int64_t k = 0; k < c_.inter; ++k)
           error += std::abs(down_[at](i, k)) * spread[std::size_t(k)];
         bound[std::size_t(i)] += std::abs(weight) * error;

@@ -258,6 +258,14 @@ inline double sum_error(std::int64_t n, double magnitude) {
   return 8 * std::sqrt(double(n) + 1) * kF32 * magnitude;
 }
 
+// The same for the products of `activations`: rounded ones may be summed with 14 bits in blocks of
+// 128 columns (ops/activations.h), which tensor cores do in four steps of 32, cutting what is below
+// the 13th bit of the largest term each time.
+inline double product_error(Activations activations, std::int64_t n, double magnitude) {
+  const bool short_sums = activations == Activations::e4m3_per_token;
+  return sum_error(n, magnitude) + (short_sums ? 4 * 0x1p-13 * magnitude : 0);
+}
+
 // Runs `f`, which must throw E with `wanted` in its message.
 template <class E, class F>
 void expect_error(F&& f, const std::string& wanted) {

@@ -159,15 +159,11 @@ void CudaBackend::enqueue(const ops::RotaryAngles& op) {
 
 void CudaBackend::enqueue(const ops::RotaryAppend& op) {
   begin(op.qkv);
-  OSTRO_SUPPORTED(op.cache.k.dtype == op.qkv.dtype, "RotaryAppend on CUDA has no version for a ",
-                  name(op.cache.k.dtype), " cache");
   rotary_append(stream_, op);
 }
 
 void CudaBackend::enqueue(const ops::PagedAttention& op) {
   begin(op.y);
-  OSTRO_SUPPORTED(op.cache.k.dtype == op.q.dtype, "PagedAttention on CUDA has no version for a ",
-                  name(op.cache.k.dtype), " cache");
   if (!attention_mma_takes(op)) return attention_simple(stream_, op);
   const AttentionPlan plan =
       plan_attention({.tokens = op.q.rows,

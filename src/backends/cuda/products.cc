@@ -92,11 +92,13 @@ void dense_e4m3(cudaStream_t stream, int processors, const E4m3Rows& x, std::int
   if (rows == 0 || w.n() == 0) return;
   Gemm g{};
   g.swiglu = up != nullptr;
-  g.token_tile = dense_tile_e4m3(rows, w.n(), g.swiglu, processors);
+  const bool all_aligned = aligned(w) && (!up || aligned(*up));
+  g.token_tile =
+      all_aligned ? dense_tile_e4m3(rows, w.n(), g.swiglu, processors) : kUnalignedE4m3Tile;
   set_input(g.args, x);
   set_dense(g.args, w, up, rows, g.token_tile);
   hidden ? set_output(g.args, *hidden) : set_output(g.args, y);
-  gemm_e4m3(stream, g, aligned(w) && (!up || aligned(*up)));
+  gemm_e4m3(stream, g, all_aligned);
 }
 
 // Hands out 16-byte aligned pieces of one allocation: once to count, then to cut.
@@ -203,7 +205,7 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   if (slots == 0) return;
   const bool tensor_cores = !e4m3 && tensor_cores_take(op.x, weight_type, all_aligned);
   Gemm g{};
-  g.token_tile = e4m3           ? expert_tile_e4m3(tokens)
+  g.token_tile = e4m3           ? all_aligned ? expert_tile_e4m3(tokens) : kUnalignedE4m3Tile
                  : tensor_cores ? expert_tile(tokens, op.experts.cols, experts)
                                 : kSimpleTokenTile;
   g.x_type = op.x.dtype;

@@ -60,7 +60,7 @@ bool tensor_cores_take(const View& x, DType weight_type, bool weights_aligned);
 void gemm_wgmma(cudaStream_t, const Gemm&);
 // e4m3 by wgmma, sums over 128 columns added in f32: token_tile is one of kTokenTiles up to
 // kLargestE4m3Tile. With `swiglu` y is e4m3 with one scale for 128 columns, else a float type.
-// `weights_aligned`: rows start at 16 bytes; others are slow.
+// `weights_aligned`: rows start at 16 bytes; others are slow and take tiles of kUnalignedE4m3Tile.
 void gemm_e4m3(cudaStream_t, const Gemm&, bool weights_aligned);
 // Any of the float types, sums in f32 by fused multiply-adds: token_tile is kSimpleTokenTile.
 void gemm_simple(cudaStream_t, const Gemm&);

@@ -7,19 +7,25 @@ void gemm_e4m3_swiglu(cudaStream_t, const Gemm&, bool weights_aligned);
 
 namespace {
 
+template <int kTokens, int kStages, bool kGroupScales>
+using Narrow = E4m3Tile<kTokens, 1, 1, kStages, 2, false, kGroupScales>;
+template <bool kGroupScales>
+using Wide = E4m3Tile<128, 2, 2, 4, 1, false, kGroupScales>;
+
 template <bool kGroupScales>
 void start(cudaStream_t stream, const Gemm& g, bool aligned) {
+  if (!aligned) return start_gemm_e4m3<Narrow<64, 6, kGroupScales>, false>(stream, g);
   switch (g.token_tile) {
     case 8:
-      return start_gemm_e4m3<E4m3Tile<8, 1, 1, 11, 2, false, kGroupScales>>(stream, g, aligned);
+      return start_gemm_e4m3<Narrow<8, 11, kGroupScales>>(stream, g);
     case 16:
-      return start_gemm_e4m3<E4m3Tile<16, 1, 1, 10, 2, false, kGroupScales>>(stream, g, aligned);
+      return start_gemm_e4m3<Narrow<16, 10, kGroupScales>>(stream, g);
     case 32:
-      return start_gemm_e4m3<E4m3Tile<32, 1, 1, 9, 2, false, kGroupScales>>(stream, g, aligned);
+      return start_gemm_e4m3<Narrow<32, 9, kGroupScales>>(stream, g);
     case 64:
-      return start_gemm_e4m3<E4m3Tile<64, 1, 1, 6, 2, false, kGroupScales>>(stream, g, aligned);
+      return start_gemm_e4m3<Narrow<64, 6, kGroupScales>>(stream, g);
     case 128:
-      return start_gemm_e4m3<E4m3Tile<128, 2, 2, 4, 1, false, kGroupScales>>(stream, g, aligned);
+      return start_gemm_e4m3<Wide<kGroupScales>>(stream, g);
   }
   OSTRO_CHECK(false, "no kernel for tiles of ", g.token_tile, " tokens");
 }

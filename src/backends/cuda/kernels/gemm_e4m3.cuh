@@ -62,9 +62,10 @@ __device__ inline void copy_unaligned(std::uint32_t to, const std::uint8_t* from
   ptx::store16(to, {words[0], words[1], words[2], words[3]});
 }
 
-template <class Tile>
+// kAligned: weight rows start at 16 bytes.
+template <class Tile, bool kAligned>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
-    gemm_e4m3_kernel(const GemmArgs a, bool weights_aligned) {
+    gemm_e4m3_kernel(const GemmArgs a) {
   constexpr int kTokens = Tile::kTokens, kStages = Tile::kStages, kAhead = Tile::kAhead;
   extern __shared__ unsigned char shared_raw[];
   const std::uint32_t shared = (ptx::shared_address(shared_raw) + 1023) & ~1023u;
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       const std::uint8_t* const from =
           static_cast<const std::uint8_t*>(w.data) + output * w.stride + column;
       const std::uint32_t there = stage + j * Tile::kRowStep * Tile::kK;
-      if (weights_aligned)
+      if constexpr (kAligned)
         ptx::copy16(there, from, bytes);
       else
         copy_unaligned(there, from, bytes);
@@ -266,15 +267,15 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   }
 }
 
-template <class Tile>
-void start_gemm_e4m3(cudaStream_t stream, const Gemm& g, bool weights_aligned) {
+template <class Tile, bool kAligned = true>
+void start_gemm_e4m3(cudaStream_t stream, const Gemm& g) {
   OSTRO_CHECK(g.token_tile == Tile::kTokens, "tiles of ", g.token_tile, " tokens, not ",
               Tile::kTokens);
   launch(stream,
          {.blocks = ceil_div<std::int64_t>(g.args.n, Tile::kOutputs) * g.args.max_tiles,
           .threads = Tile::kThreads,
           .shared_bytes = Tile::kSharedBytes},
-         gemm_e4m3_kernel<Tile>, g.args, weights_aligned);
+         gemm_e4m3_kernel<Tile, kAligned>, g.args);
 }
 
 }  // namespace ostro::cuda

@@ -17,6 +17,8 @@ struct TokenTile {
 inline constexpr int kTokenTiles[] = {8, 16, 32, 64, 128, 256};
 // The largest for e4m3, whose sums take twice the registers.
 inline constexpr int kLargestE4m3Tile = 128;
+// The only one for e4m3 rows that do not start at 16 bytes.
+inline constexpr int kUnalignedE4m3Tile = 64;
 // Those of the kernel without tensor cores.
 inline constexpr int kSimpleTokenTile = 64;
 
