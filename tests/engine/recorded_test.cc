@@ -46,6 +46,7 @@ class Recorder final : public ops::Backend {
   void enqueue(const ops::RotaryAngles& op) override { cpu_->run(op); }
   void enqueue(const ops::RotaryAppend& op) override { cpu_->run(op); }
   void enqueue(const ops::PagedAttention& op) override { cpu_->run(op); }
+  void enqueue(const ops::CopyBlocks& op) override { cpu_->run(op); }
   void enqueue(const ops::Route& op) override { cpu_->run(op); }
   void enqueue(const ops::ExpertMlp& op) override { cpu_->run(op); }
   void enqueue(const ops::Sample& op) override { cpu_->run(op); }
