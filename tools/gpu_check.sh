@@ -129,6 +129,8 @@ fi
 if wanted kernels; then
   step kernels 240 "$build/bin/cuda_kernels_bench"
   cat "$logs/kernels.log" | tee -a "$report"
+  step kernels_e4m3 240 "$build/bin/cuda_kernels_bench" f8e4m3
+  cat "$logs/kernels_e4m3.log" | tee -a "$report"
 fi
 
 if wanted latency; then

@@ -1,7 +1,9 @@
 // Times the CUDA backend's ops at Mixtral 8x7B's shapes, with random data, random routing and
 // weights that rotate through more memory than L2 holds; prints each beside its limit.
 //
-//   cuda_kernels_bench [read GB/s, default 3150] [TFLOP/s, default 757]
+//   cuda_kernels_bench [bf16, default, or f8e4m3: of the weights of layers] [read GB/s, default
+//   3150]
+//                      [TFLOP/s, default 757 or 1385]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -23,17 +25,19 @@ constexpr std::size_t kCopies = 4;  // of each weight: the experts are 2.8 GB a 
 
 class Bench {
  public:
-  Bench(double read_bytes, double flops) : read_bytes_(read_bytes), flops_(flops) {
+  Bench(DType layers, double read_bytes, double flops)
+      : layers_(layers), read_bytes_(read_bytes), flops_(flops) {
     std::uniform_real_distribution<float> uniform(-1, 1);
     for (bf16& b : noise_) b = to_bf16(uniform(rng_));
-    std::printf("%s; limits: %.0f GB/s, %.0f TFLOP/s\n", gpu_->description().c_str(),
-                read_bytes / 1e9, flops / 1e12);
+    for (f8e4m3& b : noise_e4m3_) b = to_f8e4m3(400 * uniform(rng_));
+    std::printf("%s, %s weights; limits: %.0f GB/s, %.0f TFLOP/s\n", gpu_->description().c_str(),
+                std::string(name(layers)).c_str(), read_bytes / 1e9, flops / 1e12);
     std::printf("%-24s %7s %12s %9s %9s %9s\n", "", "tokens", "us", "GB/s", "TFLOP/s", "of limit");
     for (std::size_t i = 0; i < kCopies; ++i) {
       qkv_.push_back(weight((kHeads + 2 * kKvHeads) * kHeadDim, kHidden));
       o_.push_back(weight(kHidden, kHidden));
-      head_.push_back(weight(kVocab, kHidden));
-      router_.push_back(weight(kExperts, kHidden));
+      head_.push_back(weight(kVocab, kHidden, DType::bf16));
+      router_.push_back(weight(kExperts, kHidden, DType::bf16));
       experts_.emplace_back();
       for (std::int64_t e = 0; e < kExperts; ++e)
         experts_.back().push_back(
@@ -101,9 +105,11 @@ class Bench {
   void fill(const View& v) {
     const View flat = matrix(v.data, v.dtype, 1, v.rows * v.cols, v.device);
     const auto n = std::int64_t(noise_.size());
+    void* const noise = v.dtype == DType::bf16 ? static_cast<void*>(noise_.data())
+                                               : static_cast<void*>(noise_e4m3_.data());
     for (std::int64_t at = 0; at < flat.cols; at += n) {
       const std::int64_t count = std::min(n, flat.cols - at);
-      gpu_->copy(matrix(noise_.data(), DType::bf16, 1, count), flat.cols_of({at, at + count}));
+      gpu_->copy(matrix(noise, v.dtype, 1, count), flat.cols_of({at, at + count}));
     }
   }
   View random(std::int64_t rows, std::int64_t cols) {
@@ -116,20 +122,34 @@ class Bench {
     gpu_->copy(matrix(const_cast<std::int32_t*>(values.data()), DType::i32, v.rows, v.cols), v);
     return v;
   }
-  quant::Weight weight(std::int64_t n, std::int64_t k) {
-    weights_.push_back(gpu_->allocate(std::size_t(n * k) * 2));
-    const View v = weights_.back().view(DType::bf16, n, k);
+  quant::Weight weight(std::int64_t n, std::int64_t k) { return weight(n, k, layers_); }
+  quant::Weight weight(std::int64_t n, std::int64_t k, DType type) {
+    weights_.push_back(gpu_->allocate(std::size_t(n * k) * size_of(type)));
+    const View v = weights_.back().view(type, n, k);
     fill(v);
-    return {.data = v, .scale = {}};
+    if (type == DType::bf16) return {.data = v, .scale = {}};
+    weights_.push_back(gpu_->allocate(std::size_t(n) * sizeof(float)));
+    const View scale = weights_.back().view(DType::f32, 1, n);
+    std::vector<float> ones(std::size_t(n), 1e-3f);
+    gpu_->copy(matrix(ones.data(), DType::f32, 1, n), scale);
+    gpu_->wait();
+    return {.data = v, .scale = scale};
+  }
+  static ops::Activations activations(const quant::Weight& w) {
+    return w.scale ? ops::Activations::e4m3_per_token : ops::Activations::as_is;
   }
 
   void linear(const std::string& name, const std::vector<quant::Weight>& w, const View& x,
               DType out) {
     const std::int64_t n = w[0].n(), k = w[0].k();
     const View y = memory(out, x.rows, n);
-    time(name, x.rows, 2.0 * double(n * k + x.rows * k) + double(size_of(out)) * double(x.rows * n),
-         2.0 * double(n * k * x.rows),
-         [&](std::size_t i) { gpu_->run(ops::Linear{.x = x, .w = w[i % w.size()], .y = y}); });
+    time(name, x.rows,
+         double(size_of(w[0].data.dtype)) * double(n * k) + 2.0 * double(x.rows * k) +
+             double(size_of(out)) * double(x.rows * n),
+         2.0 * double(n * k * x.rows), [&](std::size_t i) {
+           gpu_->run(
+               ops::Linear{.x = x, .w = w[i % w.size()], .y = y, .activations = activations(w[0])});
+         });
   }
 
   void norm(const View& x) {
@@ -167,14 +187,15 @@ class Bench {
       w.push_back(memory(DType::f32, x.rows, kTopK));
     }
     const double expert = 3.0 * double(kHidden * kInter);
-    time(text("experts (", used, " of 8)"), x.rows, 2 * used * expert,
+    time(text("experts (", used, " of 8)"), x.rows, double(size_of(layers_)) * used * expert,
          2.0 * double(kTopK * x.rows) * expert, [&](std::size_t i) {
            gpu_->run(ops::ExpertMlp{.x = x,
                                     .experts = chosen[i % kRoutings],
                                     .weights = w[i % kRoutings],
                                     .local = experts_[i % kCopies],
                                     .first_expert = 0,
-                                    .y = y});
+                                    .y = y,
+                                    .activations = activations(experts_[0][0].gate)});
          });
   }
 
@@ -200,10 +221,12 @@ class Bench {
     std::fflush(stdout);
   }
 
+  DType layers_;
   double read_bytes_, flops_;
   std::unique_ptr<ops::Backend> gpu_ = cuda::make_backend();
   std::mt19937 rng_{1};
   std::vector<bf16> noise_ = std::vector<bf16>((std::size_t{1} << 20) + 77);
+  std::vector<f8e4m3> noise_e4m3_ = std::vector<f8e4m3>(noise_.size());
   std::vector<Buffer> weights_, step_;
   std::vector<quant::Weight> qkv_, o_, head_, router_;
   std::vector<std::vector<ops::Expert>> experts_;
@@ -212,12 +235,16 @@ class Bench {
 }  // namespace
 
 int main(int argc, char** argv) try {
-  Bench bench(1e9 * (argc > 1 ? std::atof(argv[1]) : 3150),
-              1e12 * (argc > 2 ? std::atof(argv[2]) : 757));
+  const bool e4m3 = argc > 1 && std::string(argv[1]) == "f8e4m3";
+  Bench bench(e4m3 ? DType::f8e4m3 : DType::bf16, 1e9 * (argc > 2 ? std::atof(argv[2]) : 3150),
+              1e12 * (argc > 3 ? std::atof(argv[3])
+                      : e4m3   ? 1385
+                               : 757));
   for (std::int64_t tokens : {1, 8, 16, 32, 64, 128, 256, 512, 2048, 8192}) {
     bench.run(tokens);
     bench.clear();
   }
+  if (e4m3) return 0;  // the rest has no weights
   for (std::int64_t requests : {1, 8, 32, 64, 128})
     for (std::int64_t context : {1024, 8192}) {
       bench.attention(requests, 1, context);

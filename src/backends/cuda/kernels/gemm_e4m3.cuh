@@ -51,6 +51,9 @@ struct E4m3Tile {
   static constexpr int kSharedBytes = kStages * kStageBytes + kScaleBytes + 1024;
   static_assert(kBlocks * (kSharedBytes + 1024) <= 228 << 10);
   static constexpr int kAhead = kStages - 1;  // stages that load meanwhile
+  // Prompts: loads wait for room in the memory pipeline, so they are issued behind the products.
+  static constexpr bool kLoadsBehind = kTokens > 64;
+  static_assert(!kLoadsBehind || kHalves == 2);
 };
 
 // 16 bytes at an address of any alignment, of which `bytes` exist.
@@ -168,11 +171,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       ptx::fence_async_proxy();
       // Stage i is there, and every warpgroup has done with the stage that is loaded next.
       __syncthreads();
-      if (i + kAhead < k_tiles) {
-        load_weights(i + kAhead);
-        load_tokens(i + kAhead);
+      const auto load = [&](auto&& part) {
+        if (i + kAhead < k_tiles) part(i + kAhead);
+      };
+      if constexpr (!Tile::kLoadsBehind) {
+        load(load_weights);
+        load(load_tokens);
       }
-      ptx::copy_commit();
       const std::uint32_t stage = shared + (i % kStages) * Tile::kStageBytes;
       const std::uint64_t tokens = ptx::swizzled_tile(stage + Tile::kWeightBytes);
 #pragma unroll
@@ -185,6 +190,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
         for (int step = 0; step < Tile::kK / 32; ++step)
           ptx::Wgmma<__nv_fp8_e4m3, N>::run(part, rows + 2 * step, tokens + 2 * step);
         ptx::wgmma_commit();
+        if constexpr (Tile::kLoadsBehind) {
+          if (h == 0)
+            load(load_weights);
+          else
+            load(load_tokens);
+        }
         ptx::wgmma_wait<0>();
 #pragma unroll
         for (int j = 0; j < N / 8; ++j) {
@@ -197,6 +208,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
             sum[h][4 * j + e] = fmaf(part[4 * j + e], e % 2 ? scale.y : scale.x, sum[h][4 * j + e]);
         }
       }
+      ptx::copy_commit();
     }
     ptx::copy_wait<0>();
     __syncthreads();
