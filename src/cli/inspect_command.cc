@@ -4,11 +4,9 @@
 #include <nlohmann/json.hpp>
 
 #include "base/json.h"
-#include "checkpoint/engine_reader.h"
 #include "cli/commands.h"
-#include "cli/flags.h"
 #include "cli/progress.h"
-#include "model/engine_config.h"
+#include "cli/runtime.h"
 #include "model/model.h"
 
 namespace ostro::cli {
@@ -87,8 +85,7 @@ int inspect_command(const Arguments& args) {
   if (!parse(app, args)) return 0;
 
   const checkpoint::EngineReader engine(engine_dir);
-  const model::EngineConfig config =
-      model::parse_engine_config(engine.config_text(), (engine.dir() / "config.json").string());
+  const model::EngineConfig config = read_config(engine);
   if (as_json) {
     std::cout << parse_json(engine.config_text(), "config.json").dump(2) << '\n';
   } else {

@@ -10,7 +10,6 @@
 #include "api/make_cuda_backend.h"
 #include "backends/cpu/backend.h"
 #include "builder/dummy_source.h"
-#include "checkpoint/engine_reader.h"
 #include "cli/join_mpi.h"
 #include "comm/local/launch.h"
 #include "comm/mpi_launch.h"
@@ -43,10 +42,6 @@ int cores_of_rank(const comm::World& world) {
     if (CPU_ISSET(cpu, &all) && share.contains(index++)) CPU_SET(cpu, &mine);
   ::sched_setaffinity(0, sizeof(mine), &mine);
   return int(share.size());
-}
-
-model::EngineConfig read_config(const checkpoint::EngineReader& engine) {
-  return model::parse_engine_config(engine.config_text(), (engine.dir() / "config.json").string());
 }
 
 // What `ostro build` would write for the shape.
@@ -218,6 +213,10 @@ void RuntimeFlags::add(CLI::App& app) {
   app.add_flag("--emulate_fp8_activations", emulate_fp8_activations,
                "a CPU rounds the activations of fp8 weights as a GPU does");
   log.add(app, "error");
+}
+
+model::EngineConfig read_config(const checkpoint::EngineReader& engine) {
+  return model::parse_engine_config(engine.config_text(), (engine.dir() / "config.json").string());
 }
 
 model::EngineConfig config_of(const RuntimeFlags& flags) {

@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "checkpoint/engine_reader.h"
 #include "cli/shape_flags.h"
 #include "engine/rank.h"
 #include "ostro/executor.h"
@@ -42,6 +43,9 @@ struct Session {
 
 // What the flags will run: the engine's configuration, or that of dummy weights.
 model::EngineConfig config_of(const RuntimeFlags&);
+
+// The configuration of an engine directory.
+model::EngineConfig read_config(const checkpoint::EngineReader&);
 
 // guaranteed_no_evict or max_utilization, of --capacity_policy.
 CapacityPolicy parse_capacity_policy(const std::string&);

@@ -47,6 +47,71 @@ class Accuracy(ostro.Case):
         self.assertEqual(len({want, *got.values()}), 5, (want, got))
 
 
+class Divergence(ostro.Case):
+    """How far an engine's predictions are from another's: eval --reference_engine_dir."""
+
+    def compare(self, engine, reference, *flags):
+        args = ["eval", "perplexity", "--engine_dir", engine, "--reference_engine_dir", reference]
+        args += ["--tokenizer_dir", TINY, "--dataset", os.path.join(TINY, "validation.jsonl")]
+        return self.ostro(*args, "--max_documents", 12, "--device", "cpu", *flags).out
+
+    def test_divergence(self):
+        bf16 = ostro.build(self.path("bf16"), dtype="bfloat16")
+        # The layout that an engine was built for does not matter.
+        fp8 = ostro.build(self.path("fp8"), dtype="bfloat16", enable_fp8=True, tp_size=2)
+        same = json.loads(self.compare(bf16, bf16, "--json"))
+        self.assertEqual((same["kl_mean"], same["kl_max"], same["top1_agreement"]), (0, 0, 1))
+        self.assertEqual(same["perplexity"], same["reference_perplexity"])
+
+        got = json.loads(self.compare(fp8, bf16, "--json"))
+        self.assertGreater(got["kl_mean"], 1e-6)
+        self.assertLess(got["kl_mean"], 0.02)
+        self.assertGreater(got["kl_max"], got["kl_mean"])
+        self.assertTrue(0.9 < got["top1_agreement"] < 1, got)
+        self.assertEqual(got["reference_perplexity"], same["perplexity"])
+        self.assertEqual(got["tokens"], same["tokens"])
+        alone = ["--tokenizer_dir", TINY, "--dataset", os.path.join(TINY, "validation.jsonl")]
+        alone += ["--max_documents", 12, "--device", "cpu", "--json", "--tp_size", 1]
+        alone = json.loads(self.ostro("eval", "perplexity", "--engine_dir", fp8, *alone).out)
+        self.assertEqual(got["tokens"], alone["tokens"])
+        self.assertAlmostEqual(got["perplexity"] / alone["perplexity"], 1, delta=1e-5)
+
+        # Windows and smaller steps, in the text form.
+        windows = ["--max_length", 24, "--stride", 10]
+        text = self.compare(fp8, bf16, *windows)
+        self.assertRegex(
+            text,
+            r"^12 documents, \d+ tokens: .*perplexity [0-9.]+\n"
+            r"reference: [0-9.]+ nats a token, perplexity [0-9.]+\n"
+            r"KL\(reference \|\| engine\): mean 0\.\d+ nats a token, at most [0-9.]+; the same "
+            r"likeliest token for \d+\.\d\d %\n$",
+        )
+        small = ["--max_batch_size", 3, "--max_num_tokens", 16]
+        self.assertEqual(self.compare(fp8, bf16, *windows, *small), text)
+
+    def test_refusals(self):
+        tiny = ostro.build(self.path("tiny"))
+        other = ostro.build(self.path("other"), os.path.join(GOLDEN, "mixtral_sliding"))
+        sizes = [ostro.read_json(e, "config.json")["model"]["vocab"] for e in (tiny, other)]
+        args = ["eval", "perplexity", "--engine_dir", tiny, "--reference_engine_dir"]
+        data = ["--dataset", self.write("d.jsonl", '{"input_ids": [1, 2, 3]}\n')]
+        self.refused(
+            *args,
+            other,
+            *data,
+            text="the vocabularies differ: %s has %d tokens, %s has %d"
+            % (tiny, sizes[0], other, sizes[1]),
+        )
+        self.refused(
+            *args,
+            tiny,
+            *data,
+            "--tp_size",
+            2,
+            text="--reference_engine_dir compares on one rank; --tp_size is 2 and --pp_size is 0",
+        )
+
+
 class Ranks(ostro.Case):
     """fp8 engines of any layout, loaded on any layout, generate the same tokens."""
 
