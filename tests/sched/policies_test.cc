@@ -224,7 +224,7 @@ void random_trace(const Trace& trace, int operations) {
            .context = 60,
            .block_tokens = 4,
            .window = trace.window};
-  kv::BlockPool pool(trace.window > 0 ? 9 : 20);
+  kv::BlockPool pool(trace.window > 0 ? 8 : 20);
   Scheduler s(l, pool, {.capacity = trace.capacity, .reuse = trace.reuse});
   struct Live {
     std::int64_t computed = 0;  // highest position so far
