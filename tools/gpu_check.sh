@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Builds the CUDA backend, tests it on this machine's GPU, checks the shipped model's golden numbers
-# on it and on two ranks of it, times its kernels, Mixtral 8x7B (dummy weights) and loading, and
-# writes one compact report.
+# on it and on two ranks of it, times its kernels, Mixtral 8x7B (dummy weights), many requests at
+# once and loading, and writes one compact report.
 #
 #   tools/gpu_check.sh [REPORT, default build/cuda/gpu_report.txt]
-#   OSTRO_GPU_STEPS="build ops sanitize golden fp8 ranks kernels latency load" chooses the steps; the
+#   OSTRO_GPU_STEPS="build ops sanitize golden fp8 ranks kernels latency throughput load" chooses the steps; the
 #   default is all of them.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 build=build/cuda
 report=${1:-$build/gpu_report.txt}
-steps=${OSTRO_GPU_STEPS:-build ops sanitize golden fp8 ranks kernels latency load}
+steps=${OSTRO_GPU_STEPS:-build ops sanitize golden fp8 ranks kernels latency throughput load}
 logs=$build/logs
 mkdir -p "$logs" "$(dirname "$report")"
 : >"$report"
@@ -148,6 +148,19 @@ if wanted latency; then
   latency 16 16
   latency fp8 32 --enable_fp8
   latency fp8_kv 32 --enable_fp8 --fp8_kv_cache
+fi
+
+# Many requests at once through the executor, 8x7B with fp8 weights and cache.
+if wanted throughput; then
+  throughput() {  # REQUESTS INPUT OUTPUT flags...
+    local name=throughput_$1_$2_$3
+    step "$name" 240 "$build/bin/ostro" bench throughput --dummy_weights --device cuda \
+      --preset mixtral-8x7b --enable_fp8 --fp8_kv_cache --num_prompts "$1" --input_len "$2" \
+      --output_len "$3" --max_batch_size 1024 --warm_up 2 --log_level off "${@:4}"
+    grep -E '^(requests|tokens|steady|ttft|tpot)' "$logs/$name.log" | tee -a "$report"
+  }
+  throughput 256 128 128
+  throughput 2000 128 128
 fi
 
 # How fast an engine in the page cache reaches the GPU.
