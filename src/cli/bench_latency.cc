@@ -103,8 +103,8 @@ void print(const std::vector<Row>& rows, const Ceilings& c, const Session& sessi
   std::printf("experts: in use in a layer, expected of random routing; medians\n");
   if (c)
     std::printf(
-        "of limit: the slower of reading the weights and multiplying, at those ceilings, over "
-        "the time\n");
+        "of limit: the slower of reading weights, keys and values and of multiplying, at those "
+        "ceilings, over the time\n");
 }
 
 void print_json(const std::vector<Row>& rows, const Ceilings& c, const Session& session) {
@@ -144,7 +144,10 @@ void measure(const LatencyFlags& flags, Session& session) {
     rows.push_back({text("prefill ", input), median(seconds), double(input),
                     plan::work_of_step(config, double(input), 1)});
   }
+  const std::int64_t context = flags.prompt_len + flags.output_len / 2;
   for (std::int64_t batch : flags.batch_sizes) {
+    const double cached =
+        double(batch) * double(config.window > 0 ? std::min(config.window, context) : context);
     std::vector<double> seconds;
     for (int i = 0; i < flags.repetitions; ++i) {
       for (std::int64_t r = 0; r < batch; ++r) timer.submit(flags.prompt_len, flags.output_len);
@@ -155,7 +158,7 @@ void measure(const LatencyFlags& flags, Session& session) {
       seconds.push_back(sum / double(steps.size()));
     }
     rows.push_back({text("decode batch ", batch), median(seconds), double(batch),
-                    plan::work_of_step(config, double(batch), double(batch))});
+                    plan::work_of_step(config, double(batch), double(batch), cached)});
   }
   Ceilings ceilings;
   if (session.backend.device() == Device::cpu)

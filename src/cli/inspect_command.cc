@@ -5,6 +5,7 @@
 
 #include "base/json.h"
 #include "cli/commands.h"
+#include "cli/inspect_plan.h"
 #include "cli/progress.h"
 #include "cli/runtime.h"
 #include "model/model.h"
@@ -82,7 +83,20 @@ int inspect_command(const Arguments& args) {
   app.add_flag("--tensors", tensors, "list every tensor");
   app.add_flag("--verify", verify, "read everything and compare the checksums");
   app.add_flag("--json", as_json, "print config.json instead");
+  PlanFlags plan;
+  plan.add(app);
   if (!parse(app, args)) return 0;
+  if (plan.asked(app)) {
+    OSTRO_REQUIRE(!tensors && !verify && !as_json,
+                  "--plan goes without --tensors, --verify and --json");
+    OSTRO_REQUIRE(!plan.shape.given() || app.count("--engine_dir") == 0,
+                  "--engine_dir has a shape of its own: give no --preset and no other shape");
+    print_plan(plan, engine_dir);
+    return 0;
+  }
+  for (const CLI::Option* option : app.get_options())
+    OSTRO_REQUIRE(option->count() == 0 || !PlanFlags::owns(*option), option->get_name(),
+                  " and the other flags of a plan go with --plan");
 
   const checkpoint::EngineReader engine(engine_dir);
   const model::EngineConfig config = read_config(engine);

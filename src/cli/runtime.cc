@@ -59,20 +59,6 @@ model::EngineConfig dummy_config(const RuntimeFlags& flags) {
   return e;
 }
 
-// The engine's mapping, or the one that --tp_size and --pp_size ask for: any engine loads on any.
-model::Mapping chosen_mapping(const RuntimeFlags& flags, const model::EngineConfig& config) {
-  model::Mapping m = config.mapping;
-  if (flags.pp_size > 0) m.pp = flags.pp_size;
-  if (flags.tp_size > 0 && flags.tp_size != m.tp) {
-    m.tp = flags.tp_size;
-    // Experts stay spread as far as the engine spread them, where the new size allows it.
-    if (m.tp % m.moe_ep != 0) m.moe_ep = 1;
-    m.moe_tp = m.tp / m.moe_ep;
-  }
-  model::check(m, config.model);
-  return m;
-}
-
 void check_device(const std::string& device) {
   OSTRO_REQUIRE(device == "auto" || device == "cpu" || device == "cuda", "--device is \"", device,
                 "\"; it must be auto, cpu or cuda");
@@ -213,6 +199,19 @@ void RuntimeFlags::add(CLI::App& app) {
   app.add_flag("--emulate_fp8_activations", emulate_fp8_activations,
                "a CPU rounds the activations of fp8 weights as a GPU does");
   log.add(app, "error");
+}
+
+model::Mapping chosen_mapping(const RuntimeFlags& flags, const model::EngineConfig& config) {
+  model::Mapping m = config.mapping;
+  if (flags.pp_size > 0) m.pp = flags.pp_size;
+  if (flags.tp_size > 0 && flags.tp_size != m.tp) {
+    m.tp = flags.tp_size;
+    // Experts stay spread as far as the engine spread them, where the new size allows it.
+    if (m.tp % m.moe_ep != 0) m.moe_ep = 1;
+    m.moe_tp = m.tp / m.moe_ep;
+  }
+  model::check(m, config.model);
+  return m;
 }
 
 model::EngineConfig read_config(const checkpoint::EngineReader& engine) {

@@ -47,6 +47,9 @@ model::EngineConfig config_of(const RuntimeFlags&);
 // The configuration of an engine directory.
 model::EngineConfig read_config(const checkpoint::EngineReader&);
 
+// The engine's mapping, or the one that --tp_size and --pp_size ask for: any engine loads on any.
+model::Mapping chosen_mapping(const RuntimeFlags&, const model::EngineConfig&);
+
 // guaranteed_no_evict or max_utilization, of --capacity_policy.
 CapacityPolicy parse_capacity_policy(const std::string&);
 

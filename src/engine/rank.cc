@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "engine/memory_plan.h"
 #include "engine/staged_communicator.h"
+#include "plan/memory.h"
 
 namespace ostro::engine {
 namespace {
@@ -62,20 +62,21 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
   limits_.context = config.model.context;
   limits_.record_steps = options.record_steps;
 
-  const MemoryPlan plan = plan_memory(config.model, mapping, rank, limits_);
+  const plan::MemoryPlan plan = plan::plan_memory(config.model, mapping, rank, limits_);
   const std::size_t free =
       backend.free_memory_bytes() / std::size_t(std::max(options.ranks_on_device, 1));
-  log.info("rank ", rank, ": memory: weights ", gigabytes(plan.weights_bytes), ", a step ",
-           gigabytes(plan.step_bytes), ", the KV cache of what is left of ", gigabytes(free));
+  log.info("rank ", rank, ": memory: weights ", plan::gigabytes(plan.weights_bytes), ", a step ",
+           plan::gigabytes(plan.step_bytes), ", the KV cache of what is left of ",
+           plan::gigabytes(free));
   // A CPU uses weights where they are mapped, and touches no more of a step than it needs.
-  if (!cpu) require_fit(plan, config.model, mapping, limits_, free);
+  if (!cpu) plan::require_fit(plan, config.model, mapping, limits_, free);
   const Stopwatch watch;
   model::Weights weights = model::load_weights(source, config.model, mapping, rank, backend);
   backend.wait();
   const double seconds = watch.seconds();
-  log.info("rank ", rank, ": ", gigabytes(weights.bytes), " of weights placed in ", seconds, " s (",
-           gigabytes(std::size_t(double(weights.bytes) / std::max(seconds, 1e-9))), "/s) on ",
-           backend.description());
+  log.info("rank ", rank, ": ", plan::gigabytes(weights.bytes), " of weights placed in ", seconds,
+           " s (", plan::gigabytes(std::size_t(double(weights.bytes) / std::max(seconds, 1e-9))),
+           "/s) on ", backend.description());
 
   const auto block_bytes = std::int64_t(plan.block_bytes);
   const std::int64_t blocks_each = ceil_div(limits_.context, limits_.block_tokens);
@@ -87,19 +88,16 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
                             : cpu                              ? 0.5
                                                                : 0.9;
     world.barrier();  // every rank's weights are placed
-    const double room =
-        (double(backend.free_memory_bytes()) / std::max(options.ranks_on_device, 1) -
-         (cpu ? 0 : double(plan.step_bytes))) *
-        fraction;
-    blocks = std::min(blocks, std::int64_t(std::max(room, 0.0) / double(block_bytes)));
+    const double left = double(backend.free_memory_bytes()) / std::max(options.ranks_on_device, 1);
+    blocks = std::min(blocks, plan::kv_blocks(plan, left, !cpu, fraction));
   }
   limits_.kv_blocks = least(world, blocks);
   OSTRO_REQUIRE(limits_.kv_blocks > 0, "there is no room for a KV cache: one block of ",
                 limits_.block_tokens, " tokens takes ", block_bytes, " bytes, ",
                 backend.free_memory_bytes(), " bytes are free");
   log.info("rank ", rank, ": KV cache of ", limits_.kv_blocks * limits_.block_tokens, " tokens, ",
-           gigabytes(std::size_t(limits_.kv_blocks * block_bytes)), "; steps of ", limits_.requests,
-           " requests and ", limits_.tokens, " tokens");
+           plan::gigabytes(std::size_t(limits_.kv_blocks * block_bytes)), "; steps of ",
+           limits_.requests, " requests and ", limits_.tokens, " tokens");
 
   model_ = std::make_unique<model::Model>(config.model, mapping, rank, std::move(weights), limits_,
                                           backend, model::RankGroups{tp_.get(), pp_.get()});

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 
 import ostro
@@ -151,6 +152,61 @@ class Inspect(ostro.Case):
         self.assertRegex(tensors, r"layers\.5\.experts\.7\.down +bf16 +\[256, 384\]")
         config = json.loads(self.ostro("inspect", "--engine_dir", engine, "--json").out)
         self.assertEqual(config, ostro.read_json(engine, "config.json"))
+
+
+class Plan(ostro.Case):
+    """inspect --plan: what a layout takes, without building anything."""
+
+    def plan(self, *args, **more):
+        return self.ostro("inspect", "--plan", *args, **more).out
+
+    def test_one_layout(self):
+        out = self.plan("--preset", "mixtral-8x7b", "--enable_fp8", "--fp8_kv_cache")
+        self.assertRegex(out, r"\n +0 +45\.13\d +1\.34\d +0\.262 +0\.262 ")
+        self.assertIn(" 65536\nfits: the KV cache has ", out)
+        self.assertRegex(out, r"\ndecode +256 ")
+        self.assertRegex(out, r"\nprefill +8192 ")
+        small = self.plan("--preset", "mixtral-8x7b")
+        self.assertIn("does not fit: rank 0 needs ", small)
+        self.assertIn("  would fit: --tp_size 2 --pp_size 1\n", small)
+        self.assertIn("  would fit: --enable_fp8\n", small)
+        for flags in (["--gpu", "h200"], ["--tp_size", 2], ["--memory_gb", 141], ["--pp_size", 2]):
+            self.assertIn("\nfits: ", self.plan("--preset", "mixtral-8x7b", *flags))
+
+    def test_an_engine(self):
+        engine = ostro.build(self.path("engine"), dtype="bfloat16", tp_size=2)
+        out = self.plan("--engine_dir", engine)
+        self.assertIn("tp 2 x pp 1, experts tp 2 x ep 1", out)
+        self.assertIn("\nfits: ", out)
+        spread = self.plan("--engine_dir", engine, "--tp_size", 4, "--moe_ep_size", 4)
+        self.assertIn("tp 4 x pp 1, experts tp 1 x ep 4", spread)
+        self.assertEqual(len([li for li in spread.split("\n") if li.startswith("   3 ")]), 1)
+
+    def test_auto(self):
+        flags = ["--preset", "mixtral-8x22b", "--gpus", 8]
+        out = self.plan("auto", *flags)
+        self.assertRegex(out, r"\n +8 +1 +1 +1 +281\.\d GB does not fit: a rank needs 28\d")
+        self.assertRegex(out, r"\nrecommended: \d engines? of tp \d x pp \d, ep \d: \d+ output")
+        self.assertIn("\nfor the shortest answers: 1 engine of tp 8 x pp 1, ep 1: ", out)
+        none = self.plan("auto", "--preset", "mixtral-8x22b", "--gpus", 1)
+        self.assertIn("no layout of 1 GPUs holds a request of 2000 tokens", none)
+
+    def test_refusals(self):
+        shape = ["inspect", "--preset", "mixtral-8x7b"]
+        for flags, text in (
+            (["--plan", "best"], '--plan is "best"; it takes no value or auto'),
+            (["--plan", "auto"], "--gpus is 0; it must be from 1 to 64"),
+            (["--plan", "auto", "--gpus", 65], "--gpus is 65; it must be from 1 to 64"),
+            (["--plan", "--gpus", 2], "goes with that alone"),
+            (["--plan", "--gpu", "b200"], 'there is no GPU "b200"; known are h100 and h200'),
+            (["--plan", "--tp_size", 5], "tp_size 5 does not divide the 32 attention heads"),
+            (["--plan", "auto", "--gpus", 2, "--tp_size", 2], "tries every --tp_size"),
+            (["--plan", "--memory_gb", 0.5], "--memory_gb is 0.5; the driver alone takes 0.6"),
+            (["--plan", "--verify"], "--plan goes without --tensors, --verify and --json"),
+            ([], "go with --plan"),
+        ):
+            with self.subTest(text):
+                self.refused(*shape, *flags, match=re.escape(text))
 
 
 class Help(ostro.Case):

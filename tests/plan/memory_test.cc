@@ -1,10 +1,10 @@
-#include "engine/memory_plan.h"
+#include "plan/memory.h"
 
 #include <gtest/gtest.h>
 
 #include "base/error.h"
 
-namespace ostro::engine {
+namespace ostro::plan {
 namespace {
 
 constexpr std::size_t kGb = 1'000'000'000;
@@ -41,6 +41,51 @@ TEST(MemoryPlan, OfMixtralInFp8) {
   EXPECT_EQ(fp8.block_bytes, bf16.block_bytes / 2);
 }
 
+// By kind, in bf16 and fp8 with its scales, and over the ranks of a layout.
+TEST(WeightsOfRank, ByKind) {
+  model::ModelConfig c = model::preset("mixtral-8x7b");
+  const WeightBytes bf16 = weights_of_rank(c, {}, 0);
+  const std::size_t expert = std::size_t{3} * 4096 * 14336, attention = 2 * 4096 * (4096 + 1024);
+  EXPECT_EQ(bf16.experts, 2 * 32 * 8 * expert);
+  EXPECT_EQ(bf16.attention, 2 * 32 * attention);
+  EXPECT_EQ(bf16.router, 2u * 32 * 8 * 4096);
+  EXPECT_EQ(bf16.norms, 2u * 65 * 4096);
+  EXPECT_EQ(bf16.embedding, 2u * 32000 * 4096);
+  EXPECT_EQ(bf16.head, bf16.embedding);
+  c.quantization.weights = model::Quantization::Format::fp8;
+  const WeightBytes fp8 = weights_of_rank(c, {}, 0);
+  EXPECT_EQ(fp8.experts, 32 * 8 * (expert + 4 * (2 * 14336 + 4096)));
+  EXPECT_EQ(fp8.attention, 32 * (attention + 4 * (6144 + 4096)));
+  EXPECT_EQ(fp8.head, bf16.head);
+
+  const model::Mapping grid{.tp = 2, .pp = 4, .moe_tp = 1, .moe_ep = 2};
+  WeightBytes sum;
+  for (std::int64_t r = 0; r < grid.ranks(); ++r) {
+    const WeightBytes rank = weights_of_rank(model::preset("mixtral-8x7b"), grid, r);
+    sum.experts += rank.experts;
+    sum.attention += rank.attention;
+    sum.router += rank.router;
+    sum.head += rank.head;
+  }
+  EXPECT_EQ(sum.experts, bf16.experts);
+  EXPECT_EQ(sum.attention, bf16.attention);
+  EXPECT_EQ(sum.router, 2 * bf16.router);  // every rank of a stage has it whole
+  EXPECT_EQ(sum.head, bf16.head);
+}
+
+TEST(Capacity, IsOfTheRankWithTheFewestTokens) {
+  model::ModelConfig c = model::preset("mixtral-8x7b");
+  const MemoryPlan bf16 = plan_memory(c, {}, 0, kLimits);
+  const std::size_t free = bf16.weights_bytes + bf16.step_bytes + 20 * kGb;
+  const Capacity one = capacity(c, {}, kLimits, free, 0.9);
+  // 18 GB of blocks of 64 x 131072 bytes.
+  EXPECT_EQ(one.kv_tokens, 2145 * 64);
+  EXPECT_FALSE(capacity(c, {}, kLimits, bf16.least_bytes() - 1, 0.9).fits());
+  EXPECT_EQ(capacity(c, {}, kLimits, bf16.least_bytes() - 1, 0.9).kv_tokens, 0);
+  c.layers = 3;  // the second of two stages has two of them, and the head
+  EXPECT_EQ(capacity(c, {.pp = 2}, kLimits, 20 * kGb, 0.9).rank, 1);
+}
+
 std::string refusal(const model::Mapping& m, std::size_t free) {
   const model::ModelConfig c = model::preset("mixtral-8x7b");
   try {
@@ -68,4 +113,4 @@ TEST(MemoryPlan, ARefusalSaysWhatWouldFit) {
 }
 
 }  // namespace
-}  // namespace ostro::engine
+}  // namespace ostro::plan
