@@ -199,6 +199,9 @@ struct ExecutorConfig {
   std::int64_t max_logit_rows = 0;  // prompt tokens of one step that are scored; 0: max_batch_size
   std::int64_t max_queue_size = 0;  // requests that wait; 0: no limit
   CapacityPolicy capacity_policy = CapacityPolicy::guaranteed_no_evict;
+  // Seconds that prompts may hold up sequences that generate, about, in one step: their chunks are
+  // sized by the speed of the steps before. 0: no limit but max_num_tokens.
+  double prefill_stall_s = 0;
   KvCacheConfig kv_cache = {};
   std::size_t iteration_statistics = 1000;                   // steps that are remembered
   std::function<void(Severity, std::string_view)> log = {};  // may be called from several threads
@@ -269,6 +272,9 @@ class Executor {
   // Ends a request before the next step: its memory is free, its last responses say cancelled.
   // False if it has ended or never was.
   bool cancel(RequestId);
+  // Ends one sequence of a request before the next step; the others go on. Nothing happens if it
+  // has ended, or if the request is a beam search, whose sequences are one. False as above.
+  bool cancel(RequestId, std::int32_t sequence);
 
   // Takes no more requests. Drain::yes: returns when all that were accepted have ended. Drain::no:
   // cancels them. Responses can still be fetched afterwards. Calls after the first also wait.

@@ -72,7 +72,8 @@ engine::EngineOptions to_engine(const ExecutorConfig& config) {
   return {.capacity = config.capacity_policy == CapacityPolicy::max_utilization
                           ? sched::Capacity::max_utilization
                           : sched::Capacity::guaranteed_no_evict,
-          .block_reuse = config.kv_cache.block_reuse};
+          .block_reuse = config.kv_cache.block_reuse,
+          .prefill_stall_seconds = config.prefill_stall_s};
 }
 
 engine::RankOptions rank_options(const ExecutorConfig& config, std::int64_t ranks_on_device) {

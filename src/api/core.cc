@@ -110,12 +110,12 @@ std::vector<Response> Executor::Core::await_responses(RequestId id,
   return it == tickets_.end() ? std::vector<Response>{} : hand_out(it);
 }
 
-bool Executor::Core::cancel(RequestId id) {
+bool Executor::Core::cancel(RequestId id, std::int32_t sequence) {
   {
     const std::lock_guard lock(mutex_);
     const auto it = tickets_.find(id);
     if (it == tickets_.end() || it->second.finished) return false;
-    inbox_.cancels.push_back(id);
+    inbox_.cancels.emplace_back(id, sequence);
   }
   work_.notify_one();
   return true;

@@ -36,7 +36,8 @@ class Executor::Core {
   Submission submit(Request);
   std::vector<Response> await_responses(std::chrono::milliseconds timeout);
   std::vector<Response> await_responses(RequestId, std::chrono::milliseconds timeout);
-  bool cancel(RequestId);
+  static constexpr std::int32_t kAllSequences = -1;
+  bool cancel(RequestId, std::int32_t sequence);
   void shutdown(Drain);
 
   std::string failure() const;
@@ -72,7 +73,7 @@ class Executor::Core {
   };
   struct Inbox {
     std::vector<Arrival> arrivals;
-    std::vector<RequestId> cancels;
+    std::vector<std::pair<RequestId, std::int32_t>> cancels;  // and the sequence
     bool cancel_all = false;
     bool stop = false;
   };
@@ -82,6 +83,7 @@ class Executor::Core {
   Inbox wait_for_work();
   void admit(Arrival);
   void abandon(RequestId, FinishReason);
+  void abandon_sequence(RequestId, std::int32_t sequence);
   void expire();
   void step();
   void take(engine::Event&&, std::vector<Response>&);

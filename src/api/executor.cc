@@ -39,7 +39,10 @@ std::vector<Response> Executor::await_responses(std::chrono::milliseconds timeou
 std::vector<Response> Executor::await_responses(RequestId id, std::chrono::milliseconds timeout) {
   return core_->await_responses(id, timeout);
 }
-bool Executor::cancel(RequestId id) { return core_->cancel(id); }
+bool Executor::cancel(RequestId id) { return core_->cancel(id, Core::kAllSequences); }
+bool Executor::cancel(RequestId id, std::int32_t sequence) {
+  return sequence >= 0 && core_->cancel(id, sequence);
+}
 void Executor::shutdown(Drain drain) { core_->shutdown(drain); }
 std::string Executor::failure() const { return core_->failure(); }
 ExecutorStatistics Executor::statistics() const { return core_->statistics(); }

@@ -16,7 +16,7 @@ namespace ostro::api {
 
 // `rank` leads; it must outlive the executor, and nobody else may use it meanwhile. Of the
 // configuration only what does not concern loading counts: max_queue_size, capacity_policy,
-// kv_cache.block_reuse and iteration_statistics.
+// prefill_stall_s, kv_cache.block_reuse and iteration_statistics.
 Executor make_executor(engine::Rank& rank, const model::EngineConfig&, const ExecutorConfig&);
 
 // Throws what stopped the executor, if anything did, for the process's exit code.

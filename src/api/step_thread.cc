@@ -36,7 +36,9 @@ void Executor::Core::loop() {
   for (;;) {
     Inbox inbox = wait_for_work();
     for (Arrival& arrival : inbox.arrivals) admit(std::move(arrival));
-    for (RequestId id : inbox.cancels) abandon(id, FinishReason::cancelled);
+    for (const auto& [id, sequence] : inbox.cancels)
+      sequence == kAllSequences ? abandon(id, FinishReason::cancelled)
+                                : abandon_sequence(id, sequence);
     while (inbox.cancel_all && !engine_id_.empty())
       abandon(engine_id_.begin()->first, FinishReason::cancelled);
     expire();
@@ -98,6 +100,25 @@ void Executor::Core::abandon(RequestId id, FinishReason reason) {
   std::vector<Response> responses;
   end_all(open, reason, "", responses);
   forget(engine_id);
+  deliver(std::move(responses));
+}
+
+void Executor::Core::abandon_sequence(RequestId id, std::int32_t sequence) {
+  const auto it = engine_id_.find(id);
+  if (it == engine_id_.end()) return;
+  Open& open = open_.at(it->second);
+  if (open.wanted.beams) return;
+  const auto i = std::size_t(sequence);
+  if (i >= open.ended.size() || open.ended[i]) return;
+  if (std::ranges::count(open.ended, false) == 1) return abandon(id, FinishReason::cancelled);
+  engine_.cancel(it->second, sequence);
+  open.ended[i] = true;
+  Response& r = open.pending[i];
+  r.is_final = true;
+  r.finish = FinishReason::cancelled;
+  r.statistics = open.statistics;
+  std::vector<Response> responses;
+  responses.push_back(std::move(r));
   deliver(std::move(responses));
 }
 

@@ -25,6 +25,7 @@ struct ServeFlags {
   double request_timeout = 0, read_timeout = 30, write_timeout = 30;
   std::string capacity_policy = "guaranteed_no_evict";
   bool block_reuse = true;
+  std::optional<double> prefill_stall;
 
   void add(CLI::App& app);
   void check() const;
@@ -53,6 +54,11 @@ void ServeFlags::add(CLI::App& app) {
                  "guaranteed_no_evict (a request starts when its whole length fits) or "
                  "max_utilization (it may pause later)")
       ->capture_default_str()
+      ->group(queue);
+  app.add_option(
+         "--prefill_stall", prefill_stall,
+         "seconds that prompts may hold up running streams, about, in one step; 0: no limit; "
+         "default: 0.3 on a CPU, 0 on a GPU")
       ->group(queue);
   app.add_option("--kv_cache_enable_block_reuse", block_reuse,
                  "compute prompts with a common beginning once")
@@ -102,6 +108,7 @@ void ServeFlags::check() const {
                 "; it must be 0 (no limit) or more");
   const std::tuple<const char*, double, double> times[] = {
       {"--request_timeout", request_timeout, 0},
+      {"--prefill_stall", prefill_stall.value_or(0), 0},
       {"--read_timeout", read_timeout, 0.001},
       {"--write_timeout", write_timeout, 0.001}};
   for (const auto& [flag, seconds, least] : times)
@@ -132,6 +139,9 @@ class ExecutorGenerator final : public server::Generator {
     return executor_.await_responses(timeout);
   }
   bool cancel(RequestId id) override { return executor_.cancel(id); }
+  bool cancel(RequestId id, std::int32_t sequence) override {
+    return executor_.cancel(id, sequence);
+  }
   std::string failure() const override { return executor_.failure(); }
   ExecutorStatistics statistics() const override { return executor_.statistics(); }
   std::vector<IterationStatistics> take_iteration_statistics() override {
@@ -164,10 +174,12 @@ txt::ChatTemplate load_template(const ServeFlags& flags, const txt::Tokenizer& t
 void serve_session(const ServeFlags& flags, const server::ServiceOptions& options,
                    const txt::Tokenizer& tokenizer, const txt::ChatTemplate& chat,
                    Session& session) {
+  const bool on_cpu = session.backend.device() == Device::cpu;
   Executor executor =
       api::make_executor(session.rank, session.config,
                          {.max_queue_size = flags.max_queue_size,
                           .capacity_policy = parse_capacity_policy(flags.capacity_policy),
+                          .prefill_stall_s = flags.prefill_stall.value_or(on_cpu ? 0.3 : 0),
                           .kv_cache = {.block_reuse = flags.block_reuse}});
   ExecutorGenerator generator(executor);
   const ExecutorStatistics kv = executor.statistics();

@@ -42,7 +42,11 @@ Engine::Engine(Rank& rank, const model::ModelConfig& config, const EngineOptions
       config_(config),
       pool_(rank.limits().kv_blocks),
       scheduler_(scheduler_limits(rank, config), pool_,
-                 {.capacity = options.capacity, .reuse = options.block_reuse}) {}
+                 {.capacity = options.capacity, .reuse = options.block_reuse}),
+      pace_(options.prefill_stall_seconds) {
+  OSTRO_REQUIRE(options.prefill_stall_seconds >= 0, "the longest stall by prompts is ",
+                options.prefill_stall_seconds, " s; it must be 0 (no limit) or more");
+}
 
 void Engine::check(const Request& request) const {
   const auto check_ids = [&](std::span<const std::int32_t> ids, const char* what) {
@@ -126,6 +130,15 @@ void Engine::cancel(RequestId id) {
     if (request_of_.contains(sequence)) end_sequence(sequence, it->second);
   }
   active_.erase(it);
+}
+
+void Engine::cancel(RequestId id, std::int32_t sequence) {
+  const auto it = active_.find(id);
+  if (it == active_.end()) return;
+  const sched::SequenceId ended = it->second.first + sequence;
+  if (!request_of_.contains(ended)) return;
+  OSTRO_CHECK(it->second.open > 1, "sequence ", sequence, " of request ", id, " is its last");
+  end_sequence(ended, it->second);
 }
 
 Usage Engine::usage(RequestId id) const {
@@ -224,7 +237,7 @@ std::vector<Event> Engine::step() {
 
 // False if nothing can be computed now.
 bool Engine::launch() {
-  Launched next{.shares = scheduler_.next(), .uses = {}, .prompt_tokens = 0};
+  Launched next{.shares = scheduler_.next(pace_.tokens()), .uses = {}, .prompt_tokens = 0};
   if (next.shares.empty()) return false;
   for (const sched::Share& share : next.shares)
     if (share.begin < scheduler_.sequence(share.id).prompt_tokens)
@@ -241,6 +254,7 @@ std::vector<Event> Engine::collect() {
       result.chosen.rows > 0 ? ops::cut_outputs(result.chosen) : ops::SampleOutputs{};
   const Launched done = std::move(launched_.front());
   launched_.pop_front();
+  pace_.observe(done.prompt_tokens, done.watch.seconds());
   report_.sequences = std::int64_t(done.shares.size());
   report_.prompt_tokens = done.prompt_tokens;
 

@@ -5,8 +5,10 @@
 #include <map>
 #include <optional>
 
+#include "base/clock.h"
 #include "engine/beam_search.h"
 #include "engine/logit_rules.h"
+#include "engine/prefill_pace.h"
 #include "engine/rank.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
@@ -17,6 +19,9 @@ namespace ostro::engine {
 struct EngineOptions {
   sched::Capacity capacity = sched::Capacity::guaranteed_no_evict;
   bool block_reuse = true;  // prompts with a common beginning are computed once
+  // How long prompts may hold up sequences that generate, about, in one step; 0: as long as a step
+  // of the rank's limits takes.
+  double prefill_stall_seconds = 0;
 };
 
 // What the last call of Engine::step() did.
@@ -48,6 +53,8 @@ class Engine {
   RequestId submit(Request);
   // Ends a request at once; it gets no more events. Unknown ids do nothing.
   void cancel(RequestId);
+  // Ends one of several sequences of a request, which gets no more events, while others are open.
+  void cancel(RequestId, std::int32_t sequence);
 
   // Launches as many steps as the rank takes at a time, completes the oldest and tells what came of
   // it; nothing if idle(). After a throw of anything but InvalidArgument the engine is unusable.
@@ -93,6 +100,7 @@ class Engine {
     std::vector<sched::Share> shares;
     std::vector<Use> uses;  // of the shares
     std::int64_t prompt_tokens = 0;
+    Stopwatch watch = {};
   };
 
   bool launch();
@@ -120,6 +128,7 @@ class Engine {
   std::map<RequestId, Active> active_;
   std::map<sched::SequenceId, RequestId> request_of_;
   std::deque<Launched> launched_;  // oldest first
+  PrefillPace pace_;
   Sampler sampler_;
   LogitRules rules_;
   std::vector<float> log_probs_;  // of the beam at hand

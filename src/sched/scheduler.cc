@@ -327,13 +327,15 @@ void Scheduler::take_chunk(Sequence& s, Plan& plan) {
   if (make_room(s, s, s.computed + count, plan)) take(s, 0, count, logits_of(count), plan);
 }
 
-std::vector<Share> Scheduler::next() {
+std::vector<Share> Scheduler::next(std::int64_t most_prompt_tokens) {
   Plan plan{.tokens = limits_.step_tokens, .rows = limits_.logit_rows, .shares = {}};
   copies_.clear();
   // By index: a pause shortens the order behind the sequence at hand, or removes that one itself.
   for (std::size_t i = 0; i < order_.size();)
     if (!decodes(*order_[i]) || decode(*order_[i], plan)) ++i;
 
+  if (std::ranges::any_of(order_, [](const Sequence* s) { return s->computed > s->prompt_tokens; }))
+    plan.tokens = std::min(plan.tokens, most_prompt_tokens);
   std::vector<Sequence*> prompts;
   for (Sequence* s : order_)
     if (wants_chunk(*s)) prompts.push_back(s);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <deque>
+#include <limits>
 #include <map>
 
 #include "kv/block_pool.h"
@@ -111,8 +112,10 @@ class Scheduler {
   void add(SequenceId, Demand);
 
   // The shares of the next step, running sequences first; empty if nothing waits. Every share
-  // counts as computed from then on.
-  std::vector<Share> next();
+  // counts as computed from then on. While a sequence generates, the step holds at most
+  // `most_prompt_tokens` (>= 1) of prompts.
+  std::vector<Share> next(
+      std::int64_t most_prompt_tokens = std::numeric_limits<std::int64_t>::max());
   // The blocks that must be copied before that step, of the last next().
   const std::vector<kv::BlockCopy>& copies() const { return copies_; }
 

@@ -85,14 +85,15 @@ void Generation::take(const Response& r) {
   if (r.finish == FinishReason::error) return fail({500, "the engine has stopped"});
   if (r.finish == FinishReason::timed_out)
     return fail({504, "the request was not finished within the server's time limit"});
+  const auto n = std::size_t(request_.base.num_return_sequences);
+  const std::size_t index = p * n + std::size_t(r.sequence);
+  Choice& choice = outputs_[index].choice;
+  if (r.finish == FinishReason::cancelled && choice.ended()) return;  // by a stop string
   if (r.finish == FinishReason::cancelled) return fail({503, "the server is shutting down"});
 
   parts_[p].cached_tokens = std::min(r.statistics.reused_tokens,
                                      r.statistics.prompt_tokens);  // n sequences reuse n times
   take_prompt(p, r);
-  const auto n = std::size_t(request_.base.num_return_sequences);
-  const std::size_t index = p * n + std::size_t(r.sequence);
-  Choice& choice = outputs_[index].choice;
   if (!choice.ended()) {
     Choice::Piece piece = choice.push(r);
     give(index, std::move(piece), choice.finish_reason());
@@ -101,6 +102,8 @@ void Generation::take(const Response& r) {
   if (std::all_of(first, first + std::ptrdiff_t(n),
                   [](const Output& o) { return o.choice.ended(); }))
     end_part(p);
+  else if (choice.ended() && !r.is_final)
+    generator_.cancel(r.id, r.sequence);
   if (request_.stream && !pending_.empty()) reply_->write(std::exchange(pending_, {}));
   if (std::all_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.ended; }))
     finish();

@@ -16,6 +16,7 @@ class Generator {
   virtual Submission submit(Request) = 0;
   virtual std::vector<Response> await_responses(std::chrono::milliseconds timeout) = 0;
   virtual bool cancel(RequestId) = 0;
+  virtual bool cancel(RequestId, std::int32_t sequence) = 0;
   virtual std::string failure() const = 0;
   virtual ExecutorStatistics statistics() const = 0;
   virtual std::vector<IterationStatistics> take_iteration_statistics() = 0;

@@ -241,6 +241,57 @@ TEST_F(ExecutorTest, CancelsWhatRunsAndWhatWaits) {
   EXPECT_EQ(executor.statistics().queued, 0);
 }
 
+TEST_F(ExecutorTest, CancelsOneSequence) {
+  Gated g(*small_, 4);
+  Executor& executor = g.executor;
+  Request request = long_request();
+  request.num_return_sequences = 3;
+  request.sampling.top_k = 0;
+  const auto outputs = [&](RequestId id) {
+    std::vector<Output> all(3);
+    for (const Response& r : finish(executor, id)) add(r, all.at(std::size_t(r.sequence)));
+    return all;
+  };
+  g.gate.open = true;
+  const std::vector<Output> whole = outputs(executor.submit(request).id);
+  g.gate.open = false;
+  const RequestId id = executor.submit(request).id;
+  g.allow_steps(3);
+  EXPECT_FALSE(executor.cancel(id, -1));
+  EXPECT_TRUE(executor.cancel(id, 7)) << "no such sequence: nothing happens";
+  EXPECT_TRUE(executor.cancel(id, 1));
+  g.gate.open = true;
+  const std::vector<Output> rest = outputs(id);
+  EXPECT_EQ(rest[0], whole[0]);
+  EXPECT_EQ(rest[1].finish, FinishReason::cancelled);
+  EXPECT_LE(rest[1].tokens.size(), 4u);
+  EXPECT_EQ(rest[2], whole[2]);
+  // The last that is open takes the request with it.
+  request.num_return_sequences = 1;
+  const RequestId alone = executor.submit(request).id;
+  EXPECT_TRUE(executor.cancel(alone, 0));
+  EXPECT_TRUE(finish(executor, alone).back().is_last);
+  EXPECT_EQ(executor.statistics().kv_blocks_used, 0);
+  EXPECT_EQ(executor.statistics().open, 0);
+}
+
+TEST_F(ExecutorTest, ABeamSearchIsNotCancelledInParts) {
+  model::EngineConfig config = testing_engine::small_config();
+  config.limits.max_beam_width = 2;
+  const SmallEngine wide(config);
+  Gated g(wide, 4);
+  Request request = long_request();
+  request.num_return_sequences = request.sampling.num_beams = 2;
+  const Submission s = g.executor.submit(request);
+  ASSERT_TRUE(s) << s.message;
+  g.allow_steps(3);
+  EXPECT_TRUE(g.executor.cancel(s.id, 0));
+  g.gate.open = true;
+  const std::vector<Response> all = finish(g.executor, s.id);
+  ASSERT_EQ(all.size(), 2u);
+  for (const Response& r : all) EXPECT_EQ(r.finish, FinishReason::length);
+}
+
 TEST_F(ExecutorTest, AFullQueueIsAnAnswer) {
   Gated g(*small_, 1, {.max_queue_size = 2});
   Executor& executor = g.executor;

@@ -66,6 +66,31 @@ TEST(Scheduler, ChunksAPromptAndGivesRunningStreamsTheirTokenFirst) {
   EXPECT_TRUE(step[1].last_of_prompt);
 }
 
+TEST(Scheduler, LimitsPromptsWhileASequenceGenerates) {
+  kv::BlockPool pool(64);
+  Scheduler s(small_limits(), pool);
+  s.add(1, prompt_of(6, 5));
+  auto step = s.next(2);
+  EXPECT_EQ(step.at(0).count, 6) << "nobody waits for a token";
+  s.append(1, 11);
+
+  s.add(2, prompt_of(3, 4));
+  s.add(3, prompt_of(9, 4));
+  step = s.next(5);
+  ASSERT_EQ(step.size(), 3u);
+  EXPECT_EQ(step[0].count, 1) << "not a token of a prompt";
+  EXPECT_EQ(step[1].count, 3);
+  EXPECT_EQ(step[2].count, 2) << "all prompts together";
+  s.append(1, 12);
+  s.append(2, 12);
+  step = s.next(1);
+  ASSERT_EQ(step.size(), 3u);
+  EXPECT_EQ(step[2].count, 1);
+  s.remove(1);
+  s.remove(2);
+  EXPECT_EQ(s.next(1).at(0).count, 6) << "nobody waits any more";
+}
+
 TEST(Scheduler, ChunksByLogitRowsWhereAllAreWanted) {
   kv::BlockPool pool(64);
   Scheduler s(small_limits(), pool);

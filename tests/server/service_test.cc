@@ -21,6 +21,9 @@ struct FakeGenerator : Generator {
   }
   std::vector<Response> await_responses(std::chrono::milliseconds) override { return {}; }
   bool cancel(RequestId id) override { return cancelled.insert(id).second; }
+  bool cancel(RequestId id, std::int32_t sequence) override {
+    return ended_sequences.emplace(id, sequence).second;
+  }
   std::string failure() const override { return failed; }
   ExecutorStatistics statistics() const override { return {.queued = 3, .open = 5}; }
   std::vector<IterationStatistics> take_iteration_statistics() override { return {}; }
@@ -28,6 +31,7 @@ struct FakeGenerator : Generator {
   ModelInfo info{.vocab = 8192, .context = 128, .end_ids = {2}};
   std::vector<Request> requests;
   std::set<RequestId> cancelled;
+  std::set<std::pair<RequestId, std::int32_t>> ended_sequences;
   Submission refusal;
   std::size_t accepts = 0;
   std::string failed;
@@ -223,6 +227,23 @@ TEST_F(ServiceTest, ChoicesOfSeveralPromptsAreInOrder) {
     EXPECT_EQ(reply->choice(i)["index"], i);
     EXPECT_EQ(reply->choice(i)["text"], texts[i]);
     EXPECT_EQ(reply->choice(i)["finish_reason"], i == 1 ? "stop" : "length");
+  }
+}
+
+TEST_F(ServiceTest, AChoiceThatAStopStringEndsIsNotComputedFurther) {
+  for (const bool stream : {false, true}) {
+    const auto reply = complete({{"stop", {"time"}}, {"n", 3}, {"stream", stream}});
+    const auto id = RequestId(generator.requests.size());
+    for (TokenId t : ids("once upon a time there")) respond(id, {t}, FinishReason::none, 1);
+    EXPECT_EQ(generator.ended_sequences.count({id, 1}), 1u);
+    respond(id, {}, FinishReason::cancelled, 1, false);  // the executor's last word on it
+    EXPECT_FALSE(reply->ended);
+    respond(id, ids("one"), FinishReason::length, 0, false);
+    EXPECT_EQ(generator.ended_sequences.count({id, 0}), 0u) << "it has ended by itself";
+    EXPECT_FALSE(generator.cancelled.contains(id));
+    respond(id, ids("two"), FinishReason::length, 2);
+    EXPECT_TRUE(reply->ended);
+    EXPECT_EQ(reply->response.status, 200);
   }
 }
 
