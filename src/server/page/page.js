@@ -25,10 +25,18 @@ function complain(text) {
   $("error").hidden = !text;
 }
 
+// A hidden button would lose the focus, so what comes next gets it; where there is no mouse, not
+// the text field, for it would bring up the keyboard. Elsewhere the focus is the user's.
 function working(on) {
+  const had = document.activeElement;
   $("send").hidden = on;
   $("stop").hidden = !on;
+  if (had === $("send")) $("stop").focus();
+  if (had === $("stop")) $(matchMedia("(pointer: coarse)").matches ? "send" : "question").focus();
 }
+
+// Browsers have words of their own for a network that fails, each another.
+const reason = (e) => (e instanceof TypeError ? "the server cannot be reached" : e.message);
 
 // Calls `each` with the JSON of every event of a stream.
 async function readEvents(response, each) {
@@ -50,6 +58,7 @@ async function readEvents(response, each) {
 
 async function ask(question) {
   complain("");
+  const conversation = messages; // "New chat" begins another
   messages.push({ role: "user", content: question });
   const asked = show("user", question);
   const item = show("assistant open", "");
@@ -75,12 +84,12 @@ async function ask(question) {
       if (below) list.scrollTop = list.scrollHeight;
     });
   } catch (e) {
-    if (e.name !== "AbortError") complain("No answer: " + e.message);
+    if (e.name !== "AbortError") complain((text ? "The answer broke off: " : "No answer: ") + reason(e));
   }
   item.className = "assistant";
   if (text) {
-    messages.push({ role: "assistant", content: text });
-  } else {
+    conversation.push({ role: "assistant", content: text });
+  } else if (conversation === messages) {
     // Nothing came: the question goes back to where it can be sent again.
     messages.pop();
     asked.remove();
@@ -89,7 +98,6 @@ async function ask(question) {
   }
   running = null;
   working(false);
-  $("question").focus();
 }
 
 function send() {
@@ -130,6 +138,7 @@ for (const name of sliders) {
 
 let before = null;
 const rates = [];
+const loads = []; // of the last minute: the tokens of each expert since the server started
 
 function parseMetrics(text) {
   const all = {};
@@ -140,6 +149,47 @@ function parseMetrics(text) {
   return all;
 }
 
+// [layer][expert]
+function expertTokens(metrics) {
+  const layers = [];
+  for (const [name, value] of Object.entries(metrics)) {
+    const at = name.match(/^ostro_expert_tokens_total\{layer="(\d+)",expert="(\d+)"\}$/);
+    if (at) (layers[at[1]] ??= [])[at[2]] = value;
+  }
+  return layers;
+}
+
+// A bar for each expert, over all layers, and a line where an even load would end.
+function showExperts(metrics) {
+  loads.push(expertTokens(metrics));
+  if (loads.length > 61) loads.shift();
+  const late = loads[loads.length - 1].map((layer, l) => layer.map((n, e) => n - (loads[0][l]?.[e] ?? 0)));
+  if (!late.length) return;
+  const sum = (list) => list.reduce((a, b) => a + b, 0);
+  const count = late[0].length;
+  const totals = late[0].map((_, e) => sum(late.map((layer) => layer[e])));
+  const all = sum(totals);
+  // Of the layer where the load is least even: its steps wait for that expert.
+  const excess = late.map((layer) => (Math.max(...layer) * count) / sum(layer));
+  $("balance").hidden = false;
+  $("busiest").textContent = all ? Math.max(...excess).toFixed(2) + " × its share" : "–";
+  const chart = $("experts");
+  while (chart.childElementCount <= count) {
+    const bar = chart.appendChild(document.createElementNS(chart.namespaceURI, "rect"));
+    bar.append(document.createElementNS(chart.namespaceURI, "title"));
+  }
+  const scale = 44 / Math.max(1, ...totals);
+  chart.querySelectorAll("rect").forEach((bar, e) => {
+    bar.setAttribute("x", ((e + 0.1) * 240) / count);
+    bar.setAttribute("width", (0.8 * 240) / count);
+    bar.setAttribute("y", 48 - totals[e] * scale);
+    bar.setAttribute("height", totals[e] * scale);
+    bar.firstChild.textContent = `Expert ${e}: ${all ? ((100 * totals[e]) / all).toFixed(1) : 0} %`;
+  });
+  for (const end of ["y1", "y2"])
+    chart.querySelector("line").setAttribute(end, 48 - (all / count) * scale);
+}
+
 async function look() {
   if (document.hidden) return;
   try {
@@ -147,6 +197,7 @@ async function look() {
     if (!response.ok) throw new Error(response.status === 401 ? "needs the API key" : response.status);
     const m = parseMetrics(await response.text());
     const now = performance.now() / 1000;
+    if (before && m.ostro_output_tokens_total < before.tokens) forget(); // another server
     if (before) rates.push((m.ostro_output_tokens_total - before.tokens) / (now - before.at));
     if (rates.length > 120) rates.shift();
     before = { tokens: m.ostro_output_tokens_total, at: now };
@@ -159,11 +210,18 @@ async function look() {
     const most = Math.max(1, ...rates);
     $("history").firstElementChild.setAttribute(
       "points", rates.map((r, i) => `${(i * 240) / 119},${46 - (44 * r) / most}`).join(" "));
+    showExperts(m);
   } catch (e) {
-    before = null;
-    $("rate").textContent = "no view: " + e.message;
+    forget();
+    $("rate").textContent = "no view: " + reason(e);
+    for (const name of ["queue", "kv-text", "reuse", "busiest"]) $(name).textContent = "–";
   }
   if (!$("model").textContent) showModel();
+}
+
+function forget() {
+  before = null;
+  loads.length = 0;
 }
 
 async function showModel() {
@@ -179,5 +237,8 @@ async function showModel() {
   }
 }
 
-look();
-setInterval(look, 1000);
+async function watch() {
+  await look();
+  setTimeout(watch, 1000);
+}
+watch();
