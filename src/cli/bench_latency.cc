@@ -21,7 +21,7 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// Runs requests to their end; tells the seconds of each step and how many tokens it gave.
+// Runs requests to their end; tells how long their tokens took.
 class Timer {
  public:
   explicit Timer(Session& session)
@@ -41,25 +41,27 @@ class Timer {
                     .log_probs = false});
   }
 
-  // Seconds until every request of the batch had a token, and of each step after that.
+  // Seconds until every request of the batch had a token, and from then to the end; the tokens that
+  // came then.
   struct Times {
     double first = 0;
-    std::vector<double> steps;
+    double decoding = 0;
+    std::size_t tokens = 0;
   };
   Times run(std::size_t requests) {
     Times times;
     std::size_t started = 0;
     const Stopwatch whole;
     while (!engine_.idle()) {
-      const Stopwatch watch;
       const std::size_t tokens = engine_.step().size();
       if (started < requests) {
         started += tokens;
         times.first = whole.seconds();
       } else {
-        times.steps.push_back(watch.seconds());
+        times.tokens += tokens;
       }
     }
+    times.decoding = whole.seconds() - times.first;
     return times;
   }
 
@@ -151,11 +153,10 @@ void measure(const LatencyFlags& flags, Session& session) {
     std::vector<double> seconds;
     for (int i = 0; i < flags.repetitions; ++i) {
       for (std::int64_t r = 0; r < batch; ++r) timer.submit(flags.prompt_len, flags.output_len);
-      // A repetition counts by its mean, so that the steps' differing experts are all in it.
-      const std::vector<double> steps = timer.run(std::size_t(batch)).steps;
-      double sum = 0;
-      for (double s : steps) sum += s;
-      seconds.push_back(sum / double(steps.size()));
+      // A repetition counts by its mean, so that the steps' differing experts are all in it: for a
+      // token of every request, which on a pipeline come from several steps.
+      const Timer::Times times = timer.run(std::size_t(batch));
+      seconds.push_back(times.decoding / double(times.tokens) * double(batch));
     }
     rows.push_back({text("decode batch ", batch), median(seconds), double(batch),
                     plan::work_of_step(config, double(batch), double(batch), cached)});

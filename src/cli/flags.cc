@@ -1,6 +1,9 @@
 #include "cli/flags.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <iostream>
 #include <numeric>
@@ -92,6 +95,13 @@ Log LogFlag::log() const {
     const std::string line = text("[ostro] [", name(level), "] ", message, '\n');
     std::fwrite(line.data(), 1, line.size(), stderr);
   });
+}
+
+void check_can_be_written(const std::filesystem::path& path) {
+  if (path.empty()) return;
+  const std::filesystem::path parent = path.has_parent_path() ? path.parent_path() : ".";
+  OSTRO_REQUIRE(::access(parent.c_str(), W_OK | X_OK) == 0, "cannot write ", path.string(), ": ",
+                parent.string(), ": ", system_error_text(errno));
 }
 
 }  // namespace ostro::cli

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,10 @@ class LogFlag {
  private:
   std::string level_;
 };
+
+// Throws InvalidArgument unless the directory of the file exists and lets files be made: before
+// anything is computed for it. Nothing for an empty path.
+void check_can_be_written(const std::filesystem::path& path);
 
 // For a flag that Ostro always honours and that changes nothing: the help says so.
 inline constexpr const char* kAlways = "changes nothing: Ostro always does this; recorded";

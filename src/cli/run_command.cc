@@ -1,8 +1,5 @@
 // ostro run: prompts in, generated text or ids out, as the seed's run.py prints them.
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <deque>
 #include <iostream>
@@ -216,14 +213,6 @@ std::string quoted(const std::string& s) { return '"' + s + '"'; }
 void write_line(const std::string& line) {
   std::fwrite(line.data(), 1, line.size(), stdout);
   std::fputc('\n', stdout);
-}
-
-// Before anything is computed for it: that the file's directory exists and lets files be made.
-void check_can_be_written(const std::filesystem::path& path) {
-  if (path.empty()) return;
-  const std::filesystem::path parent = path.has_parent_path() ? path.parent_path() : ".";
-  OSTRO_REQUIRE(::access(parent.c_str(), W_OK | X_OK) == 0, "cannot write ", path.string(), ": ",
-                parent.string(), ": ", system_error_text(errno));
 }
 
 // The whole run on rank 0.

@@ -9,6 +9,8 @@
 
 #include "api/make_cuda_backend.h"
 #include "backends/cpu/backend.h"
+#include "base/file.h"
+#include "base/trace.h"
 #include "builder/dummy_source.h"
 #include "cli/join_mpi.h"
 #include "comm/local/launch.h"
@@ -140,10 +142,44 @@ std::unique_ptr<comm::World> join_ranks(int wanted) {
   return comm::local::start_ranks(wanted, {.log = errors});
 }
 
+// A trace for this rank if --trace asks for one: on all ranks or on none.
+std::optional<Trace> start_trace(const RuntimeFlags& flags, comm::Communicator& world) {
+  if (flags.trace.empty()) return std::nullopt;
+  std::int64_t zero_us = Trace::now_us();
+  world.broadcast(std::as_writable_bytes(std::span(&zero_us, 1)), 0);
+  return Trace(zero_us);
+}
+
+// Collects the spans of all ranks in one file, which rank 0 writes.
+void write_trace(const RuntimeFlags& flags, const Trace& trace, const model::ModelConfig& config,
+                 const model::Mapping& mapping, comm::Communicator& world) {
+  const model::RankShape shape = model::shape_of(config, mapping, world.rank());
+  std::string spans = trace.events(
+      world.rank(), text("rank ", world.rank(), ": stage ", shape.stage, ", tp ", shape.tp_rank));
+  std::uint64_t bytes = spans.size();
+  const auto size = matrix(&bytes, DType::u8, 1, sizeof(bytes));
+  const auto data = [&] { return matrix(spans.data(), DType::u8, 1, std::int64_t(bytes)); };
+  if (world.rank() != 0) {
+    world.send(size, 0);
+    world.send(data(), 0);
+    return;
+  }
+  std::string all = "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n" + spans;
+  for (int rank = 1; rank < world.ranks(); ++rank) {
+    world.receive(size, rank);
+    spans.resize(bytes);
+    world.receive(data(), rank);
+    all += ",\n" + spans;
+  }
+  all += "\n]}\n";
+  replace_file(flags.trace, {std::as_bytes(std::span(all))});
+}
+
 void run_rank(const RuntimeFlags& flags, std::int64_t max_logit_rows, model::WeightSource& weights,
               const model::EngineConfig& config, const model::Mapping& mapping, comm::World& world,
               const Log& log, const std::function<void(Session&)>& lead) {
   const DeviceOfRank device = make_backend(flags, world, log);
+  std::optional<Trace> trace = start_trace(flags, world.communicator());
   engine::Rank rank(weights, config, mapping, *device.backend, world.communicator(),
                     {.max_batch_size = flags.max_batch_size,
                      .max_num_tokens = flags.max_num_tokens,
@@ -151,15 +187,17 @@ void run_rank(const RuntimeFlags& flags, std::int64_t max_logit_rows, model::Wei
                      .kv_cache_tokens = flags.kv_tokens,
                      .kv_cache_free_fraction = flags.kv_fraction,
                      .ranks_on_device = device.ranks,
-                     .record_steps = flags.cuda_graphs},
+                     .record_steps = flags.cuda_graphs,
+                     .trace = trace ? &*trace : nullptr},
                     log);
-  if (!rank.leads()) {
+  if (rank.leads()) {
+    Session session{config, rank, *device.backend, log};
+    lead(session);
+    rank.end();
+  } else {
     rank.follow();
-    return;
   }
-  Session session{config, rank, *device.backend, log};
-  lead(session);
-  rank.end();
+  if (trace) write_trace(flags, *trace, config.model, mapping, world.communicator());
 }
 
 }  // namespace
@@ -185,9 +223,9 @@ void RuntimeFlags::add(CLI::App& app) {
   app.add_option("--threads", threads,
                  "threads a rank; default: the cores of this host / its ranks");
   app.add_option("--max_batch_size", max_batch_size,
-                 "requests in one step, at most the engine's; default: that, or 256 on a CPU");
+                 "requests at a time, at most the engine's; default: that, or 256 on a CPU");
   app.add_option("--max_num_tokens", max_num_tokens,
-                 "tokens of one step, at most the engine's; default: that");
+                 "tokens at a time, at most the engine's; default: that");
   app.add_option(
       "--kv_cache_free_gpu_memory_fraction", kv_fraction,
       "part of the free memory for the KV cache; default: 0.9 of a GPU's, 0.5 of a CPU's");
@@ -198,6 +236,8 @@ void RuntimeFlags::add(CLI::App& app) {
       ->capture_default_str();
   app.add_flag("--emulate_fp8_activations", emulate_fp8_activations,
                "a CPU rounds the activations of fp8 weights as a GPU does");
+  app.add_option("--trace", trace,
+                 "write what every rank does when to this file: Chrome trace events (JSON)");
   log.add(app, "error");
 }
 
@@ -278,6 +318,7 @@ int run_on_ranks(const RuntimeFlags& flags, std::int64_t max_logit_rows,
   check_device(flags.device);
   check_sizes(flags);
   check_shape(flags);
+  check_can_be_written(flags.trace);
   std::unique_ptr<checkpoint::EngineReader> engine;
   if (!flags.dummy_weights) engine = std::make_unique<checkpoint::EngineReader>(flags.engine_dir);
   const model::EngineConfig config = engine ? read_config(*engine) : dummy_config(flags);

@@ -28,6 +28,7 @@ struct RuntimeFlags {
   bool share_gpus = false;
   bool fp8 = false, fp8_kv = false;  // with dummy_weights
   bool emulate_fp8_activations = false;
+  std::string trace;
   LogFlag log;
 
   void add(CLI::App& app);

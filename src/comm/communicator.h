@@ -5,9 +5,10 @@
 //   auto stage = world.split(pp_rank, tp_rank);      // the ranks of one pipeline stage
 //   stage->all_reduce_sum(matrix(y, DType::f32, tokens, hidden));
 //
-// Waiting. broadcast, barrier and split wait for as long as the other ranks live: a rank without
-// work waits for its next step plan in broadcast, at almost no cost to the processor. The others
-// move data inside a step and throw DeviceError after the transport's stall time-out.
+// Waiting. broadcast, barrier, split and wait_for_message wait for as long as the other ranks live:
+// a rank without work waits for its next step plan in one of them, at almost no cost to the
+// processor. The others move data inside a step and throw DeviceError after the transport's stall
+// time-out.
 // Threads. A communicator belongs to one thread at a time. After a throw the group is unusable: a
 // rank ends through World::finish (comm/world.h).
 // All views are host memory; a transport for devices says otherwise in its own header.
@@ -44,6 +45,15 @@ class Communicator {
   // each other first may wait for ever.
   virtual void send(View data, int to) = 0;
   virtual void receive(View data, int from) = 0;
+  // Until rank `from` has begun to send what this rank has not received.
+  virtual void wait_for_message(int from) = 0;
+
+  // From here on a send to `to` copies its data and returns without waiting, as long as `to` has no
+  // more than 64 messages of `bytes` together to receive. Collective, once for a group, before any
+  // message in it: each rank names one other. Throws DeviceError if there is no memory for it.
+  virtual void buffer_sends(int to, std::size_t bytes) = 0;
+  // Moves on what is on its way, at almost no cost: to be called now and then while computing.
+  virtual void progress() {}
 
   // Host bytes from `root` to all: step plans and control.
   virtual void broadcast(std::span<std::byte> bytes, int root) = 0;

@@ -27,10 +27,14 @@ void check_all_gather_columns(const View& part, const View& whole, int rank, int
               describe(whole));
 }
 
-void check_message(const char* call, const View& data, int peer, int rank, int ranks) {
-  check_host(call, data);
+void check_peer(const char* call, int peer, int rank, int ranks) {
   OSTRO_CHECK(0 <= peer && peer < ranks && peer != rank, call, " between rank ", rank, " and rank ",
               peer, " in a group of ", ranks);
+}
+
+void check_message(const char* call, const View& data, int peer, int rank, int ranks) {
+  check_host(call, data);
+  check_peer(call, peer, rank, ranks);
   OSTRO_CHECK(data.contiguous(), call, " of ", describe(data), " with row stride ",
               data.row_stride);
 }

@@ -11,6 +11,7 @@ namespace ostro::comm {
 
 void check_all_reduce_sum(const View& data);
 void check_all_gather_columns(const View& part, const View& whole, int rank, int ranks);
+void check_peer(const char* call, int peer, int rank, int ranks);
 void check_message(const char* call, const View& data, int peer, int rank, int ranks);
 void check_root(int root, int ranks);
 void check_color(int color);

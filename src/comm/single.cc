@@ -20,6 +20,8 @@ class Single final : public Communicator {
   }
   void send(View data, int to) override { check_message("send", data, to, 0, 1); }
   void receive(View data, int from) override { check_message("receive", data, from, 0, 1); }
+  void wait_for_message(int from) override { check_peer("wait_for_message", from, 0, 1); }
+  void buffer_sends(int to, std::size_t) override { check_peer("buffer_sends", to, 0, 1); }
   void broadcast(std::span<std::byte>, int root) override { check_root(root, 1); }
   void barrier() override {}
   std::unique_ptr<Communicator> split(int color, int) override {

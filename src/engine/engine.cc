@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/trace.h"
+
 namespace ostro::engine {
 namespace {
 
@@ -12,7 +14,8 @@ sched::Limits scheduler_limits(const Rank& rank, const model::ModelConfig& confi
           .logit_rows = l.logit_rows,
           .context = l.context,
           .block_tokens = l.block_tokens,
-          .window = config.window};
+          .window = config.window,
+          .steps = rank.depth()};
 }
 
 std::span<const float> row_of(const View& logits, std::int64_t r) {
@@ -237,13 +240,18 @@ std::vector<Event> Engine::step() {
 
 // False if nothing can be computed now.
 bool Engine::launch() {
-  Launched next{.shares = scheduler_.next(pace_.tokens()), .uses = {}, .prompt_tokens = 0};
+  const auto begin = Trace::Clock::now();
+  Launched next{.shares = scheduler_.next(pace_.tokens()), .uses = {}, .number = rank_.launched()};
   if (next.shares.empty()) return false;
   for (const sched::Share& share : next.shares)
     if (share.begin < scheduler_.sequence(share.id).prompt_tokens)
       next.prompt_tokens += share.count;
   mark_started(next.shares);
-  rank_.launch(assemble(next));
+  model::Step step = assemble(next);
+  next.tokens = step.tokens();
+  if (Trace* trace = rank_.trace())
+    trace->add("plan", next.number, next.tokens, begin, Trace::Clock::now());
+  rank_.launch(std::move(step));
   launched_.push_back(std::move(next));
   return true;
 }
@@ -255,6 +263,8 @@ std::vector<Event> Engine::collect() {
   const Launched done = std::move(launched_.front());
   launched_.pop_front();
   pace_.observe(done.prompt_tokens, done.watch.seconds());
+  const Span span(rank_.trace(), "sample", done.number, done.tokens);
+  scheduler_.complete(done.shares);
   report_.sequences = std::int64_t(done.shares.size());
   report_.prompt_tokens = done.prompt_tokens;
 

@@ -101,6 +101,8 @@ class Engine {
     std::vector<Use> uses;  // of the shares
     std::int64_t prompt_tokens = 0;
     Stopwatch watch = {};
+    std::int64_t number = 0;  // of the rank's steps
+    std::int64_t tokens = 0;
   };
 
   bool launch();

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/trace.h"
 #include "engine/staged_communicator.h"
 #include "plan/memory.h"
 
@@ -22,6 +23,22 @@ std::int64_t least(comm::Communicator& world, std::int64_t value) {
   return smallest;
 }
 
+// What a pipeline's stage may have sent that is not received: the plans and residuals of two steps,
+// one that waits while the next stage is at the other, or logits. Each stage must have room for all
+// of one step: a ring of stages that all wait for room would wait for ever.
+std::int64_t most_unreceived_bytes(const model::StepLimits& l, const model::ModelConfig& config,
+                                   const model::RankShape& shape) {
+  const std::int64_t counts = config.layers * config.experts;
+  constexpr std::int64_t kWordBytes = 4;
+  if (shape.last_stage)
+    return kWordBytes * (counts + l.logit_rows * (config.vocab + ops::sample_output_words(
+                                                                     ops::kMostAlternatives)));
+  const std::int64_t plan_words = 16 + l.tokens +
+                                  l.requests * (6 + ceil_div(l.context, l.block_tokens)) +
+                                  l.logit_rows * (2 + ops::kSettingWords);
+  return 2 * kWordBytes * (plan_words + l.tokens * config.hidden + counts);
+}
+
 }  // namespace
 
 Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
@@ -30,6 +47,7 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
     : backend_(backend),
       world_(world),
       mapping_(mapping),
+      trace_(options.trace),
       vocab_(config.model.vocab),
       layers_(config.model.layers),
       experts_(config.model.experts),
@@ -53,10 +71,13 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
                          ? std::min(options.max_batch_size, built.max_batch_size)
                      : cpu ? std::min(kCpuRequests, built.max_batch_size)
                            : built.max_batch_size;
-  limits_.tokens =
-      std::max(limits_.requests, options.max_num_tokens > 0
-                                     ? std::min(options.max_num_tokens, built.max_num_tokens)
-                                     : built.max_num_tokens);
+  // The steps in flight share the tokens of one, so that a long prompt holds up the others no
+  // longer than without a pipeline.
+  limits_.tokens = std::max(
+      limits_.requests,
+      ceil_div(options.max_num_tokens > 0 ? std::min(options.max_num_tokens, built.max_num_tokens)
+                                          : built.max_num_tokens,
+               mapping.pp));
   limits_.logit_rows = std::max(limits_.requests, options.max_logit_rows);
   limits_.block_tokens = built.tokens_per_block;
   limits_.context = config.model.context;
@@ -100,7 +121,10 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
            limits_.requests, " requests and ", limits_.tokens, " tokens");
 
   model_ = std::make_unique<model::Model>(config.model, mapping, rank, std::move(weights), limits_,
-                                          backend, model::RankGroups{tp_.get(), pp_.get()});
+                                          backend, model::RankGroups{tp_.get(), pp_.get(), trace_});
+  if (mapping.pp > 1)
+    pp_->buffer_sends(shape.last_stage ? 0 : int(shape.stage) + 1,
+                      std::size_t(most_unreceived_bytes(limits_, config.model, shape)));
   hands_over_ = shape.last_stage && shape.tp_rank == 0;
   if (!leads() && !hands_over_) return;
   host_logits_ = allocate_host(std::size_t(limits_.logit_rows * vocab_) * sizeof(float));
@@ -110,6 +134,29 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
   if (counts > 0) host_expert_tokens_ = allocate_host(counts * sizeof(std::int32_t));
   expert_tokens_seen_.resize(counts);
   expert_tokens_.resize(counts);
+}
+
+// A plan goes to the ranks of the first stage, and from each rank to the next stage, ahead of the
+// step's data: a stage has the plans of all steps that are on their way to it, and in their order.
+void Rank::pass_on(std::vector<std::int32_t>& plan) {
+  auto words = std::int64_t(plan.size());
+  const auto data = [&] { return matrix(plan.data(), DType::i32, 1, words); };
+  const View size = matrix(&words, DType::u8, 1, sizeof(words));
+  if (pp_->rank() == 0) {
+    tp_->broadcast(std::as_writable_bytes(std::span(&words, 1)), 0);
+    plan.resize(std::size_t(words));
+    tp_->broadcast(std::as_writable_bytes(std::span(plan)), 0);
+  } else {
+    const int previous = pp_->rank() - 1;
+    pp_->wait_for_message(previous);
+    pp_->receive(size, previous);
+    plan.resize(std::size_t(words));
+    pp_->receive(data(), previous);
+  }
+  if (const int next = pp_->rank() + 1; next < pp_->ranks()) {
+    pp_->send(size, next);
+    pp_->send(data(), next);
+  }
 }
 
 // The wanted rows of `logits`, a run of neighbours at a time; where they are, if that is the host
@@ -148,6 +195,8 @@ void Rank::run(const model::Step& step) {
     return;
   }
   backend_.wait();
+  if (!hands_over_) return;
+  const Span span(trace_, "send", model_->steps() - 1, step.tokens());
   if (result.logits.rows > 0) pp_->send(result.logits, 0);
   if (result.chosen.rows > 0) pp_->send(result.chosen, 0);
   if (counts) pp_->send(counts, 0);
@@ -156,10 +205,8 @@ void Rank::run(const model::Step& step) {
 void Rank::launch(model::Step step) {
   OSTRO_CHECK(in_flight() < depth(), "a step is launched while ", in_flight(), " are in flight");
   if (world_.ranks() > 1) {
-    std::vector<std::int32_t> flat = model::pack(step);
-    std::int64_t words = std::int64_t(flat.size());
-    world_.broadcast(std::as_writable_bytes(std::span(&words, 1)), 0);
-    world_.broadcast(std::as_writable_bytes(std::span(flat)), 0);
+    std::vector<std::int32_t> plan = model::pack(step);
+    pass_on(plan);
   }
   launched_.push_back(std::move(step));
   run(launched_.back());
@@ -167,6 +214,7 @@ void Rank::launch(model::Step step) {
 
 StepResult Rank::collect() {
   OSTRO_CHECK(in_flight() > 0, "no step is in flight");
+  const Span span(trace_, "wait", launched() - in_flight(), launched_.front().tokens());
   backend_.wait();
   const model::Step step = std::move(launched_.front());
   launched_.pop_front();
@@ -203,21 +251,18 @@ void Rank::add_expert_tokens() {
 }
 
 void Rank::follow() {
-  std::vector<std::int32_t> flat;
-  for (;;) {
-    std::int64_t words = 0;
-    world_.broadcast(std::as_writable_bytes(std::span(&words, 1)), 0);
-    if (words == 0) return;
-    flat.resize(std::size_t(words));
-    world_.broadcast(std::as_writable_bytes(std::span(flat)), 0);
-    run(model::unpack(flat));
+  for (std::vector<std::int32_t> plan;;) {
+    pass_on(plan);
+    if (plan.empty()) return;
+    run(model::unpack(plan));
   }
 }
 
 void Rank::end() {
+  while (in_flight() > 0) collect();
   if (world_.ranks() == 1) return;
-  std::int64_t words = 0;
-  world_.broadcast(std::as_writable_bytes(std::span(&words, 1)), 0);
+  std::vector<std::int32_t> nothing;
+  pass_on(nothing);
 }
 
 }  // namespace ostro::engine

@@ -22,6 +22,7 @@ struct RankOptions {
   double kv_cache_free_fraction = 0;  // of the device's free memory; 0: 0.5 on a CPU, else 0.9
   int ranks_on_device = 1;            // that share the memory of one GPU, or of a host's CPU
   bool record_steps = true;           // on a GPU: decode steps as CUDA graphs
+  Trace* trace = nullptr;             // gets what the rank does; may be null
 };
 
 // What rank 0 gets of a step, on the host.
@@ -38,16 +39,18 @@ class Rank {
   Rank(model::WeightSource& weights, const model::EngineConfig&, const model::Mapping& mapping,
        ops::Backend& backend, comm::Communicator& world, const RankOptions&, const Log&);
 
-  // Rank 0: sends the step to the other ranks and begins it; on a device, returns while it runs.
-  // At most depth() steps may be in flight.
+  // Rank 0: sends the step to the other ranks and computes this rank's part of it; on a device,
+  // returns while that runs. At most depth() steps may be in flight: one for each stage.
   void launch(model::Step);
   // Rank 0: ends the oldest step in flight. The result is valid until the next launch() or
   // collect().
   StepResult collect();
-  int depth() const { return 1; }
+  int depth() const { return int(mapping_.pp); }
   int in_flight() const { return int(launched_.size()); }
+  std::int64_t launched() const { return model_->steps(); }  // steps so far
 
-  // The other ranks: runs the steps of rank 0 until end() is called there.
+  // The other ranks: runs the steps of rank 0 until end() is called there, which collects those in
+  // flight.
   void follow();
   void end();
 
@@ -59,8 +62,10 @@ class Rank {
   std::int64_t requests() const { return limits_.requests; }
   std::int64_t max_beam_width() const { return max_beam_width_; }
   bool leads() const { return world_.rank() == 0; }
+  Trace* trace() const { return trace_; }
 
  private:
+  void pass_on(std::vector<std::int32_t>& plan);
   void run(const model::Step&);
   View rows_on_host(const View& logits, const std::vector<std::int32_t>& rows);
   View on_host(const View& chosen);
@@ -77,7 +82,8 @@ class Rank {
   std::vector<std::uint32_t>
       expert_tokens_seen_;  // modulo 2^32, when expert_tokens_ was brought up
   std::vector<std::int64_t> expert_tokens_;
-  StepResult result_;                 // of the step that ran last, where no other rank has it
+  StepResult result_;  // of the step that ran last, where no other rank has it
+  Trace* trace_;
   std::deque<model::Step> launched_;  // that are not collected
   std::int64_t vocab_ = 0;
   std::int64_t layers_ = 0;

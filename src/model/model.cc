@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 
+#include "base/trace.h"
 #include "model/rope.h"
 #include "model/step_arrays.h"
 
@@ -180,6 +181,7 @@ Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t ran
 Model::~Model() = default;
 
 StepOutput Model::forward(const Step& step) {
+  const std::int64_t number = steps_++;
   OSTRO_CHECK(step.tokens() <= limits_.tokens && step.requests() <= limits_.requests &&
                   std::int64_t(step.logit_rows.size()) <= limits_.logit_rows &&
                   step.sample_rows() <= limits_.logit_rows && step.blocks_each <= blocks_each_,
@@ -195,12 +197,20 @@ StepOutput Model::forward(const Step& step) {
   if (!padded) shape = shape_of(step);
   prepare(step, shape, alternatives);
   copy_blocks(step);
-  if (padded)
-    replay(shape);
-  else
-    compute();
-  if (!shape_.last_stage) return {};
   const auto& now = buffers_->now;
+  if (!shape_.first_stage) {
+    const Span span(groups_.trace, "receive", number, step.tokens());
+    receive_from_previous();
+  }
+  {
+    const Span span(groups_.trace, "compute", number, step.tokens());
+    padded ? replay(shape) : compute();
+  }
+  if (!shape_.last_stage) {
+    const Span span(groups_.trace, "send", number, step.tokens());
+    send_to_next();
+    return {};
+  }
   return {.logits = first_rows(now.logits, std::int64_t(step.logit_rows.size())),
           .chosen = first_rows(now.chosen, step.sample_rows())};
 }
@@ -219,7 +229,7 @@ void Model::replay(const StepShape& shape) {
   if (!r.recording || !backend_.replay(*r.recording)) compute();
 }
 
-// Everything between a step's arrays and its outputs.
+// Everything between a step's arrays, or what the stage before has sent, and its outputs.
 void Model::compute() {
   const auto& now = buffers_->now;
   backend_.run(
@@ -227,12 +237,11 @@ void Model::compute() {
                         .table = now.arrays.rope_table,
                         .inv_freq = dynamic_half_ > 0 ? now.arrays.inv_freq : buffers_->inv_freq,
                         .cos_sin = now.cos_sin});
-  if (shape_.first_stage)
-    embed();
-  else
-    receive_from_previous();
-
-  for (std::size_t i = 0; i < weights_.layers.size(); ++i) layer(i, i > 0);
+  if (shape_.first_stage) embed();
+  for (std::size_t i = 0; i < weights_.layers.size(); ++i) {
+    layer(i, i > 0);
+    groups_.pp->progress();
+  }
   if (shape_.last_stage) return head();
 
   backend_.run(ops::AddRmsNorm{.x = now.branch,
@@ -240,9 +249,6 @@ void Model::compute() {
                                .weight = {},
                                .y = {},
                                .eps = float(config_.norm_eps)});
-  const int next = int(shape_.stage) + 1;
-  groups_.pp->send(now.residual, next);
-  if (buffers_->expert_tokens) groups_.pp->send(buffers_->expert_tokens, next);
 }
 
 void Model::receive_from_previous() {
@@ -251,6 +257,13 @@ void Model::receive_from_previous() {
   groups_.pp->receive(b.now.residual, previous);
   if (b.expert_tokens)
     groups_.pp->receive(b.expert_tokens.rows_of({0, shape_.layers.begin}), previous);
+}
+
+void Model::send_to_next() {
+  const Buffers& b = *buffers_;
+  const int next = int(shape_.stage) + 1;
+  groups_.pp->send(b.now.residual, next);
+  if (b.expert_tokens) groups_.pp->send(b.expert_tokens, next);
 }
 
 View Model::expert_tokens() const { return buffers_->expert_tokens; }

@@ -7,6 +7,10 @@
 #include "model/step_arrays.h"
 #include "model/weights.h"
 
+namespace ostro {
+class Trace;
+}
+
 namespace ostro::model {
 
 // The largest step that buffers are made for.
@@ -25,6 +29,7 @@ struct StepLimits {
 struct RankGroups {
   comm::Communicator* tp = nullptr;
   comm::Communicator* pp = nullptr;
+  Trace* trace = nullptr;  // null: none is written
 };
 
 // What a step gives on the last stage, device memory valid until the next one, once the backend's
@@ -53,6 +58,7 @@ class Model {
   // which every request continues by one token is padded to one of few shapes and, from the second
   // of a shape on, replayed as it was recorded, where the backend can: with the same results.
   StepOutput forward(const Step&);
+  std::int64_t steps() const { return steps_; }  // begun so far
 
   // [layers, experts] i32: the tokens that chose each expert in all steps so far, modulo 2^32, of
   // the layers of this stage and of those before it. Device memory of forward(); empty for a dense
@@ -68,6 +74,7 @@ class Model {
   void compute();
   void embed();
   void receive_from_previous();
+  void send_to_next();
   void layer(std::size_t index, bool add_branch);
   void head();
 
@@ -82,6 +89,7 @@ class Model {
   std::int64_t dynamic_half_ = 0;  // head_dim / 2 with dynamic rotary scaling
   bool records_ = false;
   std::unique_ptr<Buffers> buffers_;
+  std::int64_t steps_ = 0;
 };
 
 }  // namespace ostro::model

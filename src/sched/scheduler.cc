@@ -31,6 +31,7 @@ bool wants_chunk(const Sequence& s) {
 struct Scheduler::Plan {
   std::int64_t tokens = 0;  // that have room
   std::int64_t rows = 0;
+  std::int64_t branches = 0;
   std::vector<Share> shares;
 
   bool holds(const Sequence& s) const {
@@ -40,7 +41,8 @@ struct Scheduler::Plan {
 
 Scheduler::Scheduler(const Limits& limits, kv::BlockPool& pool, const Policy& policy)
     : limits_(limits), pool_(pool), policy_(policy) {
-  OSTRO_CHECK(limits.step_requests > 0 && limits.step_tokens >= limits.step_requests &&
+  OSTRO_CHECK(limits.steps > 0 && limits.step_requests > 0 &&
+                  limits.step_tokens >= limits.step_requests &&
                   limits.logit_rows >= limits.step_requests,
               limits.step_tokens, " tokens, ", limits.step_requests, " requests and ",
               limits.logit_rows, " logit rows a step");
@@ -225,7 +227,7 @@ void Scheduler::pause(Sequence& s) {
 }
 
 // Room in the pool for the first `tokens` of a branch of s, taken from the youngest that has no
-// share of this step if need be. False if that does not do either.
+// share of this step or of one in flight if need be. False if that does not do either.
 bool Scheduler::make_room(Sequence& s, Branch& b, std::int64_t tokens, Plan& plan) {
   if (limits_.window > 0) b.blocks.release_before(b.computed - limits_.window + 1);
   const auto has_room = [&] {
@@ -237,7 +239,7 @@ bool Scheduler::make_room(Sequence& s, Branch& b, std::int64_t tokens, Plan& pla
                 s.most_blocks, " blocks, ", pool_.available(), " are available of ", pool_.total());
     Sequence* youngest = nullptr;
     for (auto it = order_.rbegin(); it != order_.rend() && *it != &s && !youngest; ++it)
-      if (!plan.holds(**it)) youngest = *it;
+      if ((*it)->in_flight == 0 && !plan.holds(**it)) youngest = *it;
     if (!youngest) return false;
     pause(*youngest);
   }
@@ -254,16 +256,20 @@ void Scheduler::take(Sequence& s, std::int32_t branch, std::int64_t count, std::
   if (policy_.reuse && branch == 0)
     b.blocks.publish(b.tokens, s.width == 1 ? b.computed : std::min(b.computed, s.prompt_tokens),
                      s.salt);
+  ++s.in_flight;
   plan.shares.push_back({s.id, begin, count, logits, b.left() == 0, branch});
   plan.tokens -= count;
   plan.rows -= logits;
+  --plan.branches;
 }
 
-// The last token of each branch, in one step. Without room the whole sequence pauses.
+// The last token of each branch, in one step. Without room the whole sequence waits for those in
+// flight, which are the younger ones that may pause next time, or pauses. False if it has paused.
 bool Scheduler::decode(Sequence& s, Plan& plan) {
   const std::size_t copies = copies_.size();
   for (std::size_t i = 0; i < s.branches(); ++i) {
     if (make_room(s, s.branch(i), s.branch(i).computed + 1, plan)) continue;
+    if (in_flight_ > 0 && copies_.size() == copies) return true;
     copies_.resize(copies);
     pause(s);
     return false;
@@ -328,22 +334,29 @@ void Scheduler::take_chunk(Sequence& s, Plan& plan) {
 }
 
 std::vector<Share> Scheduler::next(std::int64_t most_prompt_tokens) {
-  Plan plan{.tokens = limits_.step_tokens, .rows = limits_.logit_rows, .shares = {}};
+  // This step's part of the branches: of those that run, and then of those that may.
+  Plan plan{.tokens = limits_.step_tokens,
+            .rows = limits_.logit_rows,
+            .branches = ceil_div(running_width_, limits_.steps),
+            .shares = {}};
+  const std::int64_t wanted =
+      std::min(running_width_ + std::int64_t(waiting()), limits_.step_requests);
   copies_.clear();
   // By index: a pause shortens the order behind the sequence at hand, or removes that one itself.
-  for (std::size_t i = 0; i < order_.size();)
+  for (std::size_t i = 0; i < order_.size() && plan.branches > 0;)
     if (!decodes(*order_[i]) || decode(*order_[i], plan)) ++i;
+  plan.branches = ceil_div(wanted, limits_.steps) - std::int64_t(plan.shares.size());
 
   if (std::ranges::any_of(order_, [](const Sequence* s) { return s->computed > s->prompt_tokens; }))
     plan.tokens = std::min(plan.tokens, most_prompt_tokens);
   std::vector<Sequence*> prompts;
   for (Sequence* s : order_)
-    if (wants_chunk(*s)) prompts.push_back(s);
+    if (wants_chunk(*s) && !decodes(*s)) prompts.push_back(s);
   std::ranges::stable_sort(prompts, [](const Sequence* a, const Sequence* b) {
     return a->priority != b->priority ? a->priority > b->priority
                                       : a->user->served_tokens < b->user->served_tokens;
   });
-  const auto has_room = [&] { return plan.tokens > 0 && plan.rows > 0; };
+  const auto has_room = [&] { return plan.tokens > 0 && plan.rows > 0 && plan.branches > 0; };
   for (Sequence* s : prompts)
     if (has_room() && std::ranges::find(order_, s) != order_.end()) take_chunk(*s, plan);
   while (has_room() && running_width_ < limits_.step_requests) {
@@ -351,7 +364,15 @@ std::vector<Share> Scheduler::next(std::int64_t most_prompt_tokens) {
     if (!s) break;
     take_chunk(*s, plan);
   }
+  if (!plan.shares.empty()) ++in_flight_;
   return std::move(plan.shares);
+}
+
+void Scheduler::complete(const std::vector<Share>& shares) {
+  OSTRO_CHECK(in_flight_ > 0, "no step is in flight");
+  --in_flight_;
+  for (const Share& share : shares)
+    if (const auto it = started_.find(share.id); it != started_.end()) --it->second.in_flight;
 }
 
 void Scheduler::append(SequenceId id, std::int32_t token) {

@@ -17,6 +17,7 @@ struct Limits {
   std::int64_t context = 0;        // tokens of one sequence
   std::int64_t block_tokens = 0;
   std::int64_t window = 0;  // sliding window of the model, tokens; 0: none
+  std::int64_t steps = 1;   // that may be in flight: next() is called again before complete()
 };
 
 enum class Capacity {
@@ -68,6 +69,7 @@ struct Sequence : Branch {
   std::int64_t place = 0;   // in the order of starting
   std::int64_t reused = 0;  // prompt tokens that the cache had when they were first needed
   std::int64_t pauses = 0;
+  std::int64_t in_flight = 0;  // shares of it in steps in flight
 
   std::size_t branches() const { return 1 + others.size(); }
   Branch& branch(std::size_t i) { return i == 0 ? *this : others[i - 1]; }
@@ -95,7 +97,15 @@ struct Child {
 // tokens of all in one step. Only blocks of its prompt may be reused by others.
 //
 // With reuse, a block that a step fills may be shared from that step on: a step writes all keys and
-// values of a layer before it reads them. Not thread-safe.
+// values of a layer before it reads them.
+//
+// With several steps in flight each takes its part of the sequences, so that the stages of a
+// pipeline have equal work at the same time. A sequence whose next token is not chosen yet has
+// nothing left to compute, so it is in one step at most; the chunks of one prompt may be in
+// several. Blocks need no more care than with one step: every rank computes the steps in the order
+// of next(), so a step in flight has written what later ones share of it, and has read or written
+// what was given back, by the end of its sequence or behind a window, before later ones overwrite
+// it. Only a pause waits: a sequence in flight keeps its blocks. Not thread-safe.
 class Scheduler {
  public:
   static constexpr std::int64_t kMostOvertaken = 32;
@@ -111,13 +121,16 @@ class Scheduler {
   // Checks, and queues the sequence.
   void add(SequenceId, Demand);
 
-  // The shares of the next step, running sequences first; empty if nothing waits. Every share
-  // counts as computed from then on. While a sequence generates, the step holds at most
-  // `most_prompt_tokens` (>= 1) of prompts.
+  // The shares of the next step, running sequences first; empty if there is nothing to compute, or
+  // not before a step in flight is complete. Every share counts as computed from then on. While a
+  // sequence generates, the step holds at most `most_prompt_tokens` (>= 1) of prompts.
   std::vector<Share> next(
       std::int64_t most_prompt_tokens = std::numeric_limits<std::int64_t>::max());
   // The blocks that must be copied before that step, of the last next().
   const std::vector<kv::BlockCopy>& copies() const { return copies_; }
+  // The oldest step in flight, which has these shares, has been computed. Then come append() and
+  // remove() for the tokens that it chooses.
+  void complete(const std::vector<Share>&);
 
   // Appends the token chosen after the step that computed the sequence's last token.
   void append(SequenceId, std::int32_t token);
@@ -174,6 +187,7 @@ class Scheduler {
   std::int64_t next_place_ = 0;
   std::int64_t reused_ = 0;
   std::int64_t pauses_ = 0;
+  std::int64_t in_flight_ = 0;  // steps
 };
 
 }  // namespace ostro::sched

@@ -1,6 +1,9 @@
-// An Executor over two pipeline stages, each a process of its own: what it generates is what one
-// rank does, bit for bit, under pauses and cancels (rank.same_plan), the tokens of each expert of
-// both stages are counted, and all processes end.
+// An Executor over two and over four pipeline stages, each a process of its own, with a step in
+// flight on each: what it generates is what one rank does, bit for bit, under pauses and cancels
+// (rank.same_plan), the tokens of each expert of all stages are counted, and all processes end.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -103,17 +106,17 @@ Result generate(const SmallEngine& small, const model::Mapping& mapping,
   return result;
 }
 
-int run(SmallEngine& small) {
-  const auto world = comm::local::start_ranks(2);
+int run(SmallEngine& small, int stages) {
+  const auto world = comm::local::start_ranks(stages);
   int code = 0;
   std::string message;
   try {
-    const auto two = generate(small, {.tp = 1, .pp = 2}, world->communicator());
+    const auto many = generate(small, {.tp = 1, .pp = stages}, world->communicator());
     if (world->communicator().rank() == 0) {
       const auto one = generate(small, {}, *comm::make_single());
-      if (one.outputs.size() != 54 || one.of_first.size() != 2 || one != two) {
+      if (one.outputs.size() != 54 || one.of_first.size() != 4 || one != many) {
         code = 1;
-        message = "two ranks generate something else than one";
+        message = text(stages, " stages generate something else than one");
       }
     }
   } catch (const std::exception& e) {
@@ -131,6 +134,15 @@ int run(SmallEngine& small) {
 }  // namespace ostro
 
 int main() {
-  ostro::testing_engine::SmallEngine small;
-  return ostro::run(small);
+  ostro::model::EngineConfig config = ostro::testing_engine::small_config();
+  config.model.layers = 4;
+  ostro::testing_engine::SmallEngine small(config);
+  for (const int stages : {2, 4}) {
+    const pid_t child = ::fork();  // one program of ranks each
+    if (child < 0) return 1;
+    if (child == 0) std::_Exit(ostro::run(small, stages));
+    int status = 0;
+    if (::waitpid(child, &status, 0) != child || status != 0) return 1;
+  }
+  return 0;
 }

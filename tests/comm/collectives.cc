@@ -164,6 +164,49 @@ void passes_messages_around(Communicator& world) {
     for (std::size_t i = 0; i < 1000; ++i) receive_from(world, 0, i % 37);
 }
 
+// Everyone sends before anyone receives, and overwrites what was sent at once.
+void goes_on_after_buffered_sends(Communicator& world) {
+  const int n = world.ranks();
+  if (n == 1) return;
+  const int next = (world.rank() + 1) % n;
+  const int previous = (world.rank() + n - 1) % n;
+  for (const std::size_t bytes : {1u, 4096u, (2u << 20) + 3}) {
+    const auto group = world.split(0, world.rank());
+    group->buffer_sends(next, 3 * bytes);
+    for (std::size_t round = 0; round < 7; ++round) {
+      const std::size_t size = bytes - round % 2 * (bytes / 3);
+      for (int i = 0; i < 3; ++i) {
+        std::vector<std::uint8_t> m = message(group->rank(), next, size);
+        group->send(bytes_of(m), next);
+        std::ranges::fill(m, std::uint8_t{0xee});
+        group->progress();
+      }
+      for (int i = 0; i < 3; ++i) receive_from(*group, previous, size);
+    }
+    // Larger than the buffer, to a receiver that is there.
+    if (group->rank() == 0) send_to(*group, 1, 4 * bytes + 5000);
+    if (group->rank() == 1) receive_from(*group, 0, 4 * bytes + 5000);
+    group->barrier();
+  }
+}
+
+void waits_for_a_message(Communicator& world) {
+  if (world.ranks() == 1) return;
+  world.barrier();
+  const Stopwatch watch;
+  if (world.rank() == 0) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(400));
+    send_to(world, 1, 77);
+  } else if (world.rank() == 1) {
+    world.wait_for_message(0);
+    OSTRO_CHECK(watch.seconds() > 0.3, "a message that comes after 0.4 s is there after ",
+                watch.seconds(), " s");
+    world.wait_for_message(0);  // until it is received
+    receive_from(world, 0, 77);
+  }
+  world.barrier();
+}
+
 void broadcasts_from_every_root(Communicator& world) {
   for (const std::size_t bytes : {0u, 1u, 13u, 70000u, (3u << 20) + 1})
     for (int root = 0; root < world.ranks(); ++root) {
@@ -237,6 +280,8 @@ void check_collectives(Communicator& world) {
   sums_a_row_alike_in_any_matrix(world);
   gathers_columns(world);
   passes_messages_around(world);
+  goes_on_after_buffered_sends(world);
+  waits_for_a_message(world);
   broadcasts_from_every_root(world);
   holds_at_the_barrier(world);
   splits_into_groups(world);

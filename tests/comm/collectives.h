@@ -10,6 +10,8 @@ void sums_in_rank_order(Communicator& world);
 void sums_a_row_alike_in_any_matrix(Communicator& world);
 void gathers_columns(Communicator& world);
 void passes_messages_around(Communicator& world);
+void goes_on_after_buffered_sends(Communicator& world);
+void waits_for_a_message(Communicator& world);
 void broadcasts_from_every_root(Communicator& world);
 void holds_at_the_barrier(Communicator& world);
 void splits_into_groups(Communicator& world);

@@ -19,6 +19,8 @@ TEST(Single, RefusesWhatBreaksTheContract) {
                InternalError);
   EXPECT_THROW(single->send(matrix(x, DType::f32, 1, 1), 0), InternalError);
   EXPECT_THROW(single->receive(matrix(x, DType::f32, 1, 1), 1), InternalError);
+  EXPECT_THROW(single->wait_for_message(0), InternalError);
+  EXPECT_THROW(single->buffer_sends(0, 1), InternalError);
   EXPECT_THROW(single->broadcast({}, 1), InternalError);
   EXPECT_THROW(single->split(-1, 0), InternalError);
 }

@@ -13,6 +13,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(
 
 import ostro
 from ostro import GOLDEN
+from pipeline_test import Traced
 
 STEPS = 24
 DEADLINE_S = 5
@@ -104,6 +105,15 @@ class SameTokens(ostro.Case):
         self.assertEqual(result.code, 0, str(result))
         self.assertEqual(result.out, self.ostro(*args).out)
         self.assertEqual(result.out.count("Input [Text 0]"), 1)
+
+
+class Pipeline(Traced):
+    def test_stages_work_on_different_steps(self):
+        one = self.generate(self.engine, self.prompts, 40, threads=1)
+        ids, _, ranks = self.trace(launcher=mpirun(2), pp_size=2)
+        self.assertEqual(ids, one)
+        self.check_stages(ranks, 2)
+        self.check_overlap(ranks, 2)
 
 
 class WrongNumber(ostro.Case):

@@ -1,6 +1,7 @@
 // Sequences of several branches: shared blocks, copies on write, pauses as one.
 #include <gtest/gtest.h>
 
+#include <deque>
 #include <map>
 #include <random>
 
@@ -26,16 +27,23 @@ Demand wide(std::size_t prompt, std::int64_t max_new, std::int32_t width) {
   return d;
 }
 
+// A step that is complete before another is formed.
+std::vector<Share> compute(Scheduler& s) {
+  const std::vector<Share> shares = s.next();
+  if (!shares.empty()) s.complete(shares);
+  return shares;
+}
+
 TEST(Fork, SharesFullBlocksAndCopiesTheLastOneForAllButOne) {
   kv::BlockPool pool(32);
   Scheduler s(limits(), pool);
   s.add(1, wide(10, 5, 3));
-  ASSERT_EQ(s.next().size(), 1u) << "the prompt is computed once";
+  ASSERT_EQ(compute(s).size(), 1u) << "the prompt is computed once";
   EXPECT_EQ(pool.total() - pool.available(), 3);
   s.fork(1, std::vector<Child>{{0, 5}, {0, 6}, {0, 7}});
   EXPECT_EQ(pool.total() - pool.available(), 3);
 
-  const auto shares = s.next();
+  const auto shares = compute(s);
   ASSERT_EQ(shares.size(), 3u);
   for (std::int32_t i = 0; i < 3; ++i) {
     EXPECT_EQ(shares[std::size_t(i)].branch, i);
@@ -54,10 +62,10 @@ TEST(Fork, SharesFullBlocksAndCopiesTheLastOneForAllButOne) {
   // Branch 1 goes on twice, the others end: their blocks are free at once.
   s.fork(1, std::vector<Child>{{1, 8}, {1, 9}});
   EXPECT_EQ(pool.total() - pool.available(), 3);
-  EXPECT_EQ(s.next().size(), 2u);
+  EXPECT_EQ(compute(s).size(), 2u);
   EXPECT_EQ(s.copies().size(), 1u);
   s.fork(1, std::vector<Child>{{0, 8}, {1, 9}});
-  EXPECT_EQ(s.next().size(), 2u);
+  EXPECT_EQ(compute(s).size(), 2u);
   EXPECT_TRUE(s.copies().empty()) << "a new block, and nothing is shared in it";
   EXPECT_EQ(pool.total() - pool.available(), 2 + 2 * 2);
   s.remove(1);
@@ -70,12 +78,12 @@ TEST(Fork, StartsWhenAllBranchesHaveAPlace) {
   Scheduler s(limits(), pool);
   s.add(1, wide(6, 7, 4));  // 1 block for all and 2 for each: 9
   s.add(2, wide(4, 5, 1));  // 2 blocks
-  s.next();
+  compute(s);
   EXPECT_TRUE(s.has_started(1));
   EXPECT_FALSE(s.has_started(2));
   EXPECT_EQ(s.running(), 4u);
   s.remove(1);
-  s.next();
+  compute(s);
   EXPECT_TRUE(s.has_started(2));
 }
 
@@ -85,7 +93,7 @@ TEST(Fork, CountsAsItsWidthInAStep) {
   s.add(1, wide(4, 5, 4));
   s.add(2, wide(4, 5, 3));
   s.add(3, wide(4, 5, 2));
-  s.next();
+  compute(s);
   EXPECT_TRUE(s.has_started(1));
   EXPECT_FALSE(s.has_started(2)) << "7 branches, and a step has 6";
   EXPECT_TRUE(s.has_started(3));
@@ -111,15 +119,15 @@ TEST(Fork, PausesAsOneAndSharesItsPromptAgainAfterwards) {
   kv::BlockPool pool(9);
   Scheduler s(limits(), pool, {.capacity = Capacity::max_utilization});
   s.add(1, wide(12, 13, 1));  // grows to 6 blocks
-  s.next();
+  compute(s);
   s.append(1, 3);
   s.add(2, wide(9, 8, 2));  // 2 blocks for both and 2 for each
-  s.next();
+  compute(s);
   s.append(1, 3);
   s.fork(2, std::vector<Child>{{0, 5}, {0, 6}});
   while (s.sequence(2).pauses == 0) {
     bool decoded = false;
-    for (const Share& share : s.next()) {
+    for (const Share& share : compute(s)) {
       if (share.id == 1) s.append(1, 3);
       decoded |= share.id == 2;
     }
@@ -130,7 +138,7 @@ TEST(Fork, PausesAsOneAndSharesItsPromptAgainAfterwards) {
   const std::int64_t length = q.length();
   s.remove(1);
 
-  auto shares = s.next();
+  auto shares = compute(s);
   ASSERT_EQ(shares.size(), 2u);
   EXPECT_EQ(shares[0].branch, 0);
   EXPECT_EQ(shares[0].begin, 0);
@@ -139,10 +147,10 @@ TEST(Fork, PausesAsOneAndSharesItsPromptAgainAfterwards) {
   EXPECT_EQ(shares[1].begin, 8);
   EXPECT_EQ(shares[1].count, length - 1 - 8);
   EXPECT_EQ(shares[0].logits + shares[1].logits, 0);
-  shares = s.next();
+  shares = compute(s);
   ASSERT_EQ(shares.size(), 1u);
   EXPECT_EQ(shares[0].branch, 0);
-  shares = s.next();
+  shares = compute(s);
   ASSERT_EQ(shares.size(), 2u) << "the last tokens of both, in one step";
   for (const Share& share : shares) {
     EXPECT_EQ(share.begin, length - 1);
@@ -155,7 +163,10 @@ TEST(Fork, PausesAsOneAndSharesItsPromptAgainAfterwards) {
 // memory: each slot of a block holds the tokens of a beginning. At every step the limits hold, the
 // branches that choose tokens are all there, what is written belongs to one branch alone, what is
 // read is what the branch's tokens say, and every block has as many owners as branches hold it.
-void random_trace(Capacity capacity, bool reuse, std::int64_t window, int operations) {
+// Steps are computed in the order in which they are formed, up to `steps` of them before one is
+// complete.
+void random_trace(Capacity capacity, bool reuse, std::int64_t window, int operations,
+                  std::int64_t steps = 1) {
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE(seed);
   std::printf("seed %u\n", seed);
@@ -165,12 +176,14 @@ void random_trace(Capacity capacity, bool reuse, std::int64_t window, int operat
   l.step_requests = 12;
   l.logit_rows = 12;
   l.window = window;
+  l.steps = steps;
   kv::BlockPool pool(20);
   Scheduler s(l, pool, {.capacity = capacity, .reuse = reuse});
   using Beginning = std::vector<std::int32_t>;
   std::map<kv::BlockId, std::vector<Beginning>> memory;
   for (kv::BlockId b = 0; b < pool.total(); ++b) memory[b].resize(4);
   std::map<SequenceId, std::int64_t> left;  // tokens still to be generated
+  std::deque<std::vector<Share>> in_flight;
   SequenceId next_id = 1;
   std::int64_t ended = 0, copied = 0, forked = 0;
   const auto finish = [&](SequenceId id) {
@@ -196,7 +209,7 @@ void random_trace(Capacity capacity, bool reuse, std::int64_t window, int operat
       finish(it->first);
     }
     const std::vector<Share> shares = s.next();
-    ASSERT_TRUE(!shares.empty() || left.empty());
+    ASSERT_TRUE(!shares.empty() || left.empty() || !in_flight.empty());
 
     std::map<kv::BlockId, std::int32_t> owners;
     for (const auto& [id, unused] : left)
@@ -207,17 +220,16 @@ void random_trace(Capacity capacity, bool reuse, std::int64_t window, int operat
     ASSERT_EQ(std::int64_t(owners.size()) + pool.available(), pool.total());
     pool.check();
 
+    ASSERT_TRUE(!shares.empty() || s.copies().empty());
     copied += std::int64_t(s.copies().size());
     for (const kv::BlockCopy& copy : s.copies()) memory.at(copy.to) = memory.at(copy.from);
     std::int64_t tokens = 0, rows = 0;
-    std::map<SequenceId, std::size_t> choosing;
     const auto block_of = [](const Branch& b, std::int64_t position) {
       return b.blocks.blocks().at(std::size_t(position / 4));
     };
     for (const Share& share : shares) {
       tokens += share.count;
       rows += share.logits;
-      choosing[share.id] += share.last_of_prompt;
       const Branch& b = s.sequence(share.id).branch(std::size_t(share.branch));
       ASSERT_GT(share.count, 0);
       ASSERT_EQ(b.computed, share.begin + share.count);
@@ -240,8 +252,17 @@ void random_trace(Capacity capacity, bool reuse, std::int64_t window, int operat
     ASSERT_LE(rows, l.logit_rows);
     ASSERT_LE(std::int64_t(shares.size()), l.step_requests);
 
+    if (!shares.empty()) in_flight.push_back(shares);
+    if (in_flight.empty() ||
+        (!shares.empty() && std::int64_t(in_flight.size()) < steps && rng() % 8 > 0))
+      continue;
+    const std::vector<Share> done = std::move(in_flight.front());
+    in_flight.pop_front();
+    s.complete(done);
+    std::map<SequenceId, std::size_t> choosing;
+    for (const Share& share : done) choosing[share.id] += share.last_of_prompt;
     for (const auto& [id, count] : choosing) {
-      if (count == 0) continue;
+      if (count == 0 || !left.contains(id)) continue;
       const Sequence& q = s.sequence(id);
       ASSERT_EQ(count, q.branches()) << "some of the branches only";
       if (--left.at(id) == 0) {
@@ -257,6 +278,7 @@ void random_trace(Capacity capacity, bool reuse, std::int64_t window, int operat
       }
     }
   }
+  for (const auto& step : in_flight) s.complete(step);
   EXPECT_TRUE(left.empty()) << left.size() << " sequences did not come to an end";
   EXPECT_TRUE(s.idle());
   EXPECT_EQ(pool.available(), pool.total());
@@ -267,7 +289,7 @@ void random_trace(Capacity capacity, bool reuse, std::int64_t window, int operat
   EXPECT_EQ(s.pauses() > 0, capacity == Capacity::max_utilization);
 }
 
-constexpr int kOperations = 30000;  // of each of the six
+constexpr int kOperations = 30000;  // of each
 
 TEST(ForkTrace, NoEvict) { random_trace(Capacity::guaranteed_no_evict, false, 0, kOperations); }
 TEST(ForkTrace, NoEvictReuse) { random_trace(Capacity::guaranteed_no_evict, true, 0, kOperations); }
@@ -278,6 +300,16 @@ TEST(ForkTrace, Utilization) { random_trace(Capacity::max_utilization, false, 0,
 TEST(ForkTrace, UtilizationReuse) { random_trace(Capacity::max_utilization, true, 0, kOperations); }
 TEST(ForkTrace, UtilizationReuseWindow) {
   random_trace(Capacity::max_utilization, true, 9, kOperations);
+}
+
+TEST(ForkTrace, NoEvictReuseThreeSteps) {
+  random_trace(Capacity::guaranteed_no_evict, true, 0, kOperations, 3);
+}
+TEST(ForkTrace, UtilizationReuseTwoSteps) {
+  random_trace(Capacity::max_utilization, true, 0, kOperations, 2);
+}
+TEST(ForkTrace, UtilizationReuseWindowFourSteps) {
+  random_trace(Capacity::max_utilization, true, 9, kOperations, 4);
 }
 
 }  // namespace

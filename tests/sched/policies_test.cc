@@ -1,6 +1,8 @@
 // Who starts, who pauses, who waits: priorities, users, overtaking, pauses and reuse.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <deque>
 #include <map>
 #include <random>
 #include <set>
@@ -32,7 +34,9 @@ Demand demand(std::size_t prompt, std::int64_t max_new, std::string user = {},
 // Runs a step with every sequence ending after `max_new_tokens`; the ids that had a share.
 std::vector<SequenceId> run_step(Scheduler& s) {
   std::vector<SequenceId> ids;
-  for (const Share& share : s.next()) {
+  const std::vector<Share> shares = s.next();
+  if (!shares.empty()) s.complete(shares);
+  for (const Share& share : shares) {
     ids.push_back(share.id);
     if (!share.last_of_prompt) continue;
     const Sequence& sequence = s.sequence(share.id);
@@ -208,6 +212,7 @@ struct Trace {
   Capacity capacity;
   bool reuse;
   std::int64_t window;
+  std::int64_t steps = 1;  // in flight
 };
 
 // Sequences of all sorts come, are cancelled, and end. At each step the limits hold, every block
@@ -223,7 +228,8 @@ void random_trace(const Trace& trace, int operations) {
            .logit_rows = 6,
            .context = 60,
            .block_tokens = 4,
-           .window = trace.window};
+           .window = trace.window,
+           .steps = trace.steps};
   kv::BlockPool pool(trace.window > 0 ? 8 : 20);
   Scheduler s(l, pool, {.capacity = trace.capacity, .reuse = trace.reuse});
   struct Live {
@@ -234,6 +240,7 @@ void random_trace(const Trace& trace, int operations) {
     int since = 0;
   };
   std::map<SequenceId, Live> live;
+  std::deque<std::vector<Share>> in_flight;
   SequenceId next_id = 1;
   std::int64_t ended = 0;
   int longest = 0;
@@ -260,7 +267,7 @@ void random_trace(const Trace& trace, int operations) {
       finish(it->first);
     }
     const std::vector<Share> shares = s.next();
-    ASSERT_TRUE(!shares.empty() || live.empty());
+    ASSERT_TRUE(!shares.empty() || live.empty() || !in_flight.empty());
     std::int64_t tokens = 0, rows = 0;
     std::map<kv::BlockId, std::int32_t> owners;
     for (const auto& [id, x] : live)
@@ -288,8 +295,19 @@ void random_trace(const Trace& trace, int operations) {
     ASSERT_LE(tokens, l.step_tokens);
     ASSERT_LE(rows, l.logit_rows);
     ASSERT_LE(std::int64_t(shares.size()), l.step_requests);
-    for (const Share& share : shares) {
-      if (!share.last_of_prompt) continue;
+    for (const auto& step : in_flight)
+      for (const Share& share : step)
+        ASSERT_TRUE(!share.last_of_prompt ||
+                    std::ranges::find(shares, share.id, &Share::id) == shares.end());
+    if (!shares.empty()) in_flight.push_back(shares);
+    if (in_flight.empty() ||
+        (!shares.empty() && std::int64_t(in_flight.size()) < trace.steps && rng() % 8 > 0))
+      continue;
+    const std::vector<Share> done = std::move(in_flight.front());
+    in_flight.pop_front();
+    s.complete(done);
+    for (const Share& share : done) {
+      if (!share.last_of_prompt || !live.contains(share.id)) continue;
       Live& x = live.at(share.id);
       const Sequence& q = s.sequence(share.id);
       const bool first_token = x.new_left == q.max_new_tokens;
@@ -303,6 +321,7 @@ void random_trace(const Trace& trace, int operations) {
       finish(share.id);
     }
   }
+  for (const auto& step : in_flight) s.complete(step);
   EXPECT_TRUE(live.empty()) << live.size() << " sequences did not come to an end";
   EXPECT_TRUE(s.idle());
   EXPECT_EQ(pool.available(), pool.total());
@@ -325,6 +344,12 @@ TEST(SchedulerTrace, UtilizationReuse) {
 }
 TEST(SchedulerTrace, UtilizationReuseWindow) {
   random_trace({Capacity::max_utilization, true, 9}, 100000);
+}
+TEST(SchedulerTrace, NoEvictReuseWindowTwoSteps) {
+  random_trace({Capacity::guaranteed_no_evict, true, 9, 2}, 100000);
+}
+TEST(SchedulerTrace, UtilizationReuseFourSteps) {
+  random_trace({Capacity::max_utilization, true, 0, 4}, 100000);
 }
 
 }  // namespace

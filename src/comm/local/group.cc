@@ -19,10 +19,17 @@ constexpr std::size_t kOneRoundBytes = std::size_t{32} << 10;
 
 constexpr std::size_t kPage = 4096;
 
-enum class Call : std::uint8_t { all_reduce_sum, all_gather_columns, broadcast, barrier, split };
+enum class Call : std::uint8_t {
+  all_reduce_sum,
+  all_gather_columns,
+  broadcast,
+  barrier,
+  split,
+  buffer_sends
+};
 
-constexpr const char* kCallNames[] = {"all_reduce_sum", "all_gather_columns", "broadcast",
-                                      "barrier", "split"};
+constexpr const char* kCallNames[] = {
+    "all_reduce_sum", "all_gather_columns", "broadcast", "barrier", "split", "buffer_sends"};
 
 // Control waits while its peers live; a step does not.
 constexpr bool timed(Call call) {
@@ -46,11 +53,19 @@ struct Arrival {
 };
 
 // A stream of bytes from one member to another: positions modulo 2^32, the byte at position p in
-// ring[p % ring_bytes].
+// ring[p % its bytes].
 struct Channel {
   Flag written;
   Flag read;
 };
+
+// Where a stream's bytes lie; a power of two of them.
+struct Ring {
+  std::byte* data;
+  std::uint32_t bytes;
+};
+constexpr std::size_t kTurnBytes = std::size_t{256} << 10;
+constexpr std::size_t kLargestRing = std::size_t{1} << 30;  // positions are compared modulo 2^32
 
 // A group's memory: arrivals [ranks], channels [ranks x ranks], slots [ranks x 2], rings
 // [ranks x ranks].
@@ -76,7 +91,12 @@ class Group final : public Communicator {
         base_(process.memory().at(offset)),
         members_(std::move(members)),
         rank_(rank),
-        parts_(members_.size()) {}
+        parts_(members_.size()) {
+    for (int from = 0; from < ranks(); ++from)
+      for (int to = 0; to < ranks(); ++to)
+        rings_.push_back({base_ + layout_.rings + pair(from, to) * shape_.ring_bytes,
+                          static_cast<std::uint32_t>(shape_.ring_bytes)});
+  }
 
   int rank() const override { return rank_; }
   int ranks() const override { return shape_.ranks; }
@@ -85,6 +105,8 @@ class Group final : public Communicator {
   void all_gather_columns(View part, View whole) override;
   void send(View data, int to) override;
   void receive(View data, int from) override;
+  void wait_for_message(int from) override;
+  void buffer_sends(int to, std::size_t bytes) override;
   void broadcast(std::span<std::byte> bytes, int root) override;
   void barrier() override;
   std::unique_ptr<Communicator> split(int color, int key) override;
@@ -104,7 +126,8 @@ class Group final : public Communicator {
 
   void write(const std::byte* data, std::size_t bytes, int to);
   void read(std::byte* data, std::size_t bytes, int from);
-  void wait_for_ring(const Flag& flag, std::uint32_t position, int member, const char* call);
+  void wait_for_ring(const Flag& flag, std::uint32_t position, int member, const char* call,
+                     bool timed = true);
 
   void reduce_in_one_round(std::span<float> data);
   void reduce_in_two_rounds(std::span<float> data);
@@ -123,9 +146,6 @@ class Group final : public Communicator {
   Channel& channel(int from, int to) const {
     return reinterpret_cast<Channel*>(base_ + layout_.channels)[pair(from, to)];
   }
-  std::byte* ring(int from, int to) const {
-    return base_ + layout_.rings + pair(from, to) * shape_.ring_bytes;
-  }
 
   Process& process_;
   GroupShape shape_;
@@ -134,7 +154,8 @@ class Group final : public Communicator {
   std::vector<int> members_;
   int rank_;
   std::uint32_t phase_ = 0;
-  std::uint64_t call_ = 0;  // of this phase, encoded
+  std::uint64_t call_ = 0;   // of this phase, encoded
+  std::vector<Ring> rings_;  // of each pair
   std::vector<const float*> parts_;
 };
 
@@ -335,18 +356,44 @@ void Group::receive(View data, int from) {
   read(static_cast<std::byte*>(data.data), bytes, from);
 }
 
-// Both ends move at most a quarter of the ring at a time, so that they work side by side, and never
-// across its end.
+void Group::wait_for_message(int from) {
+  check_peer("wait_for_message", from, rank_, ranks());
+  const Channel& c = channel(from, rank_);
+  wait_for_ring(c.written, c.read.value() + 1, from, "wait_for_message", false);
+}
+
+void Group::buffer_sends(int to, std::size_t bytes) {
+  check_peer("buffer_sends", to, rank_, ranks());
+  constexpr std::size_t kSizes = 64 * sizeof(std::uint64_t);  // each message is led by its own
+  const std::size_t size = std::bit_ceil(bytes + kSizes);
+  if (size > kLargestRing)
+    OSTRO_THROW(DeviceError, bytes, " bytes may be on their way from rank ", process_.rank(),
+                " to ", process_.describe(members_[to]), "; this machine's ranks have room for ",
+                kLargestRing - kSizes);
+  struct Place {
+    int to;
+    std::uint32_t bytes;
+    std::size_t offset;  // in the memory of all ranks
+  };
+  const Place mine{to, static_cast<std::uint32_t>(size), process_.memory().allocate(size)};
+  const std::vector<Place> places = exchange(Call::buffer_sends, mine);
+  for (int from = 0; from < ranks(); ++from) {
+    const Place& p = places[static_cast<std::size_t>(from)];
+    rings_[pair(from, p.to)] = {process_.memory().at(p.offset), p.bytes};
+  }
+}
+
+// Both ends move at most a quarter of the ring and kTurnBytes at a time, so that they work side by
+// side, and never across its end.
 void Group::write(const std::byte* data, std::size_t bytes, int to) {
   Channel& c = channel(rank_, to);
-  std::byte* ring_data = ring(rank_, to);
-  const auto size = static_cast<std::uint32_t>(shape_.ring_bytes);
+  const auto [ring_data, size] = rings_[pair(rank_, to)];
   while (bytes > 0) {
     const std::uint32_t written = c.written.value();
     wait_for_ring(c.read, written - size + 1, to, "send");
     const std::uint32_t room = size - (written - c.read.value());
     const std::uint32_t at = written % size;
-    const std::size_t n = std::min<std::size_t>({bytes, room, size - at, size / 4});
+    const std::size_t n = std::min<std::size_t>({bytes, room, size - at, size / 4, kTurnBytes});
     std::memcpy(ring_data + at, data, n);
     c.written.publish(written + static_cast<std::uint32_t>(n));
     data += n;
@@ -356,14 +403,13 @@ void Group::write(const std::byte* data, std::size_t bytes, int to) {
 
 void Group::read(std::byte* data, std::size_t bytes, int from) {
   Channel& c = channel(from, rank_);
-  const std::byte* ring_data = ring(from, rank_);
-  const auto size = static_cast<std::uint32_t>(shape_.ring_bytes);
+  const auto [ring_data, size] = rings_[pair(from, rank_)];
   while (bytes > 0) {
     const std::uint32_t done = c.read.value();
     wait_for_ring(c.written, done + 1, from, "receive");
     const std::uint32_t ready = c.written.value() - done;
     const std::uint32_t at = done % size;
-    const std::size_t n = std::min<std::size_t>({bytes, ready, size - at, size / 4});
+    const std::size_t n = std::min<std::size_t>({bytes, ready, size - at, size / 4, kTurnBytes});
     std::memcpy(data, ring_data + at, n);
     c.read.publish(done + static_cast<std::uint32_t>(n));
     data += n;
@@ -371,9 +417,10 @@ void Group::read(std::byte* data, std::size_t bytes, int from) {
   }
 }
 
-void Group::wait_for_ring(const Flag& flag, std::uint32_t position, int member, const char* call) {
+void Group::wait_for_ring(const Flag& flag, std::uint32_t position, int member, const char* call,
+                          bool timed) {
   const int peer = members_[member];
-  const Wait result = process_.wait(flag, position, peer, true);
+  const Wait result = process_.wait(flag, position, peer, timed);
   if (result == Wait::finished)
     OSTRO_THROW(DeviceError, process_.describe(peer), " has finished while rank ", process_.rank(),
                 " waits for it in ", call);
@@ -396,7 +443,7 @@ void prepare_group(SharedMemory& memory, const GroupShape& shape, std::size_t of
 
 std::unique_ptr<Communicator> make_group(Process& process, const GroupShape& shape,
                                          std::size_t offset, std::vector<int> members, int rank) {
-  OSTRO_CHECK(std::has_single_bit(shape.ring_bytes) && shape.ring_bytes <= (1u << 30) &&
+  OSTRO_CHECK(std::has_single_bit(shape.ring_bytes) && shape.ring_bytes <= kLargestRing &&
                   shape.slot_bytes >= 64 && shape.slot_bytes % 64 == 0,
               "slots of ", shape.slot_bytes, " bytes, rings of ", shape.ring_bytes);
   return std::make_unique<Group>(process, shape, offset, std::move(members), rank);

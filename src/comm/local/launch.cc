@@ -88,7 +88,8 @@ std::unique_ptr<World> start_ranks(int ranks, const Options& options) {
   // The groups of one split() take together no more than one group of all ranks, give or take the
   // rounding to pages, for which another group is kept.
   auto memory =
-      std::make_unique<SharedMemory>(shape.bytes() * static_cast<std::size_t>(2 + options.splits));
+      std::make_unique<SharedMemory>(shape.bytes() * static_cast<std::size_t>(2 + options.splits) +
+                                     options.buffer_bytes * static_cast<std::size_t>(ranks));
   const std::size_t offset = memory->allocate(shape.bytes());
   prepare_group(*memory, shape, offset);
 

@@ -29,6 +29,9 @@ struct Options {
   std::size_t slot_bytes = std::size_t{1} << 20;
   std::size_t ring_bytes = std::size_t{1} << 20;
 
+  // What each rank may take for buffer_sends(), touched only as far as used.
+  std::size_t buffer_bytes = std::size_t{512} << 20;
+
   // For the one line that is written when rank 0 does not end by itself after a failure; called
   // from a thread of its own.
   Log log = {};

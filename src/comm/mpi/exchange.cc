@@ -11,14 +11,12 @@
 #include "comm/mpi/status.h"
 
 namespace ostro::comm::mpi {
-namespace {
 
 using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
-// One turn of a wait that has lasted `waited` so far. The sleep is a tenth of that, so a message is
-// seen late by at most a tenth of the time that it took to come, and by no more than a millisecond;
-// an idle rank takes under 1 % of a core.
+// The sleep is a tenth of the wait so far, so a message is seen late by at most a tenth of the time
+// that it took to come, and by no more than a millisecond; an idle rank takes under 1 % of a core.
 void pause(Clock::duration waited, std::chrono::nanoseconds spin) {
   constexpr Clock::duration kYield = 500us;  // below it, a sleep's own 50 us are more than a tenth
   constexpr Clock::duration kLongestSleep = 1ms;
@@ -29,14 +27,22 @@ void pause(Clock::duration waited, std::chrono::nanoseconds spin) {
     std::this_thread::sleep_for(std::min(waited / 10, kLongestSleep));
 }
 
-}  // namespace
-
 void wait_for(MPI_Request request, const char* call, const WaitPolicy& policy) {
   const Clock::time_point start = Clock::now();
   while (true) {
     int done = 0;
     check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), call);
     if (done) return;
+    pause(Clock::now() - start, policy.spin);
+  }
+}
+
+void wait_for_message(MPI_Comm comm, int from, int tag, const WaitPolicy& policy) {
+  const Clock::time_point start = Clock::now();
+  while (true) {
+    int there = 0;
+    check(MPI_Iprobe(from, tag, comm, &there, MPI_STATUS_IGNORE), "wait_for_message");
+    if (there) return;
     pause(Clock::now() - start, policy.spin);
   }
 }
@@ -83,7 +89,7 @@ void Exchange::check_sizes(const char* call) {
     int bytes = 0;
     MPI_Get_count(&statuses_[i], MPI_BYTE, &bytes);
     OSTRO_CHECK(static_cast<std::size_t>(bytes) == messages_[i].received_bytes, "rank ",
-                world_rank(messages_[i].peer), " sends ", bytes, " bytes in ", call, " for ",
+                world_rank(comm_, messages_[i].peer), " sends ", bytes, " bytes in ", call, " for ",
                 messages_[i].received_bytes, " (rank.same_plan)");
   }
 }
@@ -93,16 +99,16 @@ void Exchange::throw_stalled(const char* call) {
   for (std::size_t i = 0; i < requests_.size(); ++i) {
     int done = 0;
     MPI_Request_get_status(requests_[i], &done, MPI_STATUS_IGNORE);
-    if (!done) late.insert(world_rank(messages_[i].peer));
+    if (!done) late.insert(world_rank(comm_, messages_[i].peer));
   }
   std::string names;
   for (const int rank : late) names += text(names.empty() ? "rank " : ", rank ", rank);
   OSTRO_THROW(DeviceError, call, " waited ", policy_.stall.count(), " s for ", names);
 }
 
-int Exchange::world_rank(int peer) const {
+int world_rank(MPI_Comm comm, int peer) {
   MPI_Group group = MPI_GROUP_NULL, world = MPI_GROUP_NULL;
-  MPI_Comm_group(comm_, &group);
+  MPI_Comm_group(comm, &group);
   MPI_Comm_group(MPI_COMM_WORLD, &world);
   int rank = peer;
   MPI_Group_translate_ranks(group, 1, &peer, world, &rank);

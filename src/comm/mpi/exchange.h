@@ -15,9 +15,19 @@ struct WaitPolicy {
   std::chrono::duration<double> stall;  // of timed waits
 };
 
+// One turn of a wait that has lasted `waited`: nothing at first, then yields, then sleeps for a
+// part of it.
+void pause(std::chrono::steady_clock::duration waited, std::chrono::nanoseconds spin);
+
+// The rank in MPI_COMM_WORLD of rank `peer` of `comm`, for messages.
+int world_rank(MPI_Comm comm, int peer);
+
 // Waits for one request of a control call: for as long as the other ranks live, and after a while
 // at the cost of a test every millisecond.
 void wait_for(MPI_Request request, const char* call, const WaitPolicy& policy);
+
+// Waits in the same way until a message of `from` is there to be received.
+void wait_for_message(MPI_Comm comm, int from, int tag, const WaitPolicy& policy);
 
 // The sends and receives of one round between this rank and its peers in `comm`. Reused from round
 // to round; does not allocate after the first.
@@ -42,7 +52,6 @@ class Exchange {
 
   [[noreturn]] void throw_stalled(const char* call);
   void check_sizes(const char* call);
-  int world_rank(int peer) const;  // for messages
 
   MPI_Comm comm_;
   WaitPolicy policy_;

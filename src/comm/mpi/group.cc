@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "comm/contract.h"
+#include "comm/mpi/outbox.h"
 #include "comm/mpi/status.h"
 #include "comm/packed.h"
 #include "comm/sum.h"
@@ -41,6 +42,9 @@ class Group final : public Communicator {
   void all_gather_columns(View part, View whole) override;
   void send(View data, int to) override;
   void receive(View data, int from) override;
+  void wait_for_message(int from) override;
+  void buffer_sends(int to, std::size_t bytes) override;
+  void progress() override;
   void broadcast(std::span<std::byte> bytes, int root) override;
   void barrier() override;
   std::unique_ptr<Communicator> split(int color, int key) override;
@@ -65,6 +69,7 @@ class Group final : public Communicator {
   WaitPolicy policy_;
   Exchange exchange_;
   Buffer staging_;
+  std::unique_ptr<Outbox> outbox_;  // to the rank that buffer_sends() named
   std::vector<const float*> parts_;
   int rank_ = 0;
   int ranks_ = 1;
@@ -148,6 +153,7 @@ void Group::all_gather_columns(View part, View whole) {
 
 void Group::send(View data, int to) {
   check_message("send", data, to, rank_, ranks_);
+  if (outbox_ && outbox_->to() == to && outbox_->send(data.data, data.bytes(), kMessageTag)) return;
   const auto* rest = static_cast<const std::byte*>(data.data);
   std::size_t bytes = data.bytes();
   do {
@@ -170,6 +176,22 @@ void Group::receive(View data, int from) {
     rest += piece;
     bytes -= piece;
   } while (bytes > 0);
+}
+
+void Group::wait_for_message(int from) {
+  check_peer("wait_for_message", from, rank_, ranks_);
+  mpi::wait_for_message(comm_, from, kMessageTag, policy_);
+}
+
+void Group::buffer_sends(int to, std::size_t bytes) {
+  check_peer("buffer_sends", to, rank_, ranks_);
+  barrier();
+  outbox_ = std::make_unique<Outbox>(comm_, to, bytes, policy_);
+}
+
+// Any test lets MPI work on all that is under way.
+void Group::progress() {
+  if (outbox_) outbox_->forget_sent();
 }
 
 void Group::broadcast(std::span<std::byte> bytes, int root) {

@@ -25,6 +25,10 @@ TEST_P(LocalGroup, SumsInRankOrder) { expect_all_do(sums_in_rank_order); }
 TEST_P(LocalGroup, SumsARowAlikeInAnyMatrix) { expect_all_do(sums_a_row_alike_in_any_matrix); }
 TEST_P(LocalGroup, GathersColumns) { expect_all_do(gathers_columns); }
 TEST_P(LocalGroup, PassesMessagesAround) { expect_all_do(passes_messages_around); }
+TEST_P(LocalGroup, GoesOnAfterBufferedSends) { expect_all_do(goes_on_after_buffered_sends); }
+TEST_P(LocalGroup, WaitsForAMessageLongerThanForAStep) {
+  expect_all_do(waits_for_a_message, {.stall_seconds = 0.1});
+}
 TEST_P(LocalGroup, BroadcastsFromEveryRoot) { expect_all_do(broadcasts_from_every_root); }
 TEST_P(LocalGroup, HoldsAtTheBarrier) { expect_all_do(holds_at_the_barrier); }
 TEST_P(LocalGroup, SplitsIntoGroups) { expect_all_do(splits_into_groups); }
@@ -70,12 +74,22 @@ TEST(LocalGroupMistakes, AMessageOfAnotherSizeIsABug) {
       << end.message;
 }
 
+TEST(LocalGroupMistakes, BuffersBeyondTheRoomAreRefused) {
+  const Ending end = run_ranks(2, [](World& world) {
+    Communicator& all = world.communicator();
+    all.buffer_sends(1 - all.rank(), std::size_t{1} << 30);
+  });
+  EXPECT_EQ(end.code, 4);
+  EXPECT_NE(end.message.find("1073741824 bytes may be on their way from rank "), std::string::npos)
+      << end.message;
+}
+
 TEST(LocalGroupMistakes, TooManySplitsAreRefused) {
   const Ending end = run_ranks(2,
                                [](World& world) {
                                  for (int i = 0; i < 5; ++i) world.communicator().split(0, 0);
                                },
-                               {.splits = 2});
+                               {.splits = 2, .buffer_bytes = 0});
   EXPECT_EQ(end.code, 4);
   EXPECT_NE(end.message.find("bytes for another group of ranks"), std::string::npos) << end.message;
 }
