@@ -12,7 +12,8 @@ if(OSTRO_CUDA)
   set(cuda_part backends_cuda)
   target_link_libraries(libostro PUBLIC CUDA::cudart)
 endif()
-foreach(part base tensor kv quant comm checkpoint sched ops model plan engine api backends_cpu
+foreach(part base tensor kv guide xgrammar quant comm checkpoint sched ops model plan engine api
+             backends_cpu
              backends_cpu_avx2 backends_cpu_avx512 backends_cpu_avx512bf16 backends_cpu_amx ${cuda_part})
   target_sources(libostro PRIVATE $<TARGET_OBJECTS:${part}>)
 endforeach()

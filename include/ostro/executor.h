@@ -81,10 +81,37 @@ struct SamplingConfig {
   float beam_search_diversity_rate = 0;
 };
 
+enum class GuideKind {
+  json_object,  // any JSON object; no text
+  json_schema,  // JSON that fits the JSON schema `text`, with no properties that it does not name
+  regex,        // the whole output matches the regular expression `text`
+  grammar,      // a sentence of the EBNF grammar `text`, whose first rule is "root"
+  choice,       // one of the strings of the JSON list `text`
+};
+
+// What each output of a request must look like: no token is chosen that leads away from it, and a
+// sequence ends when nothing can follow. It comes after the rules of SamplingConfig and is never
+// overruled by them. An output that max_new_tokens or a stop sequence ends is a beginning of such a
+// text. Guides that a compiler could take long for are refused: texts over 64 KiB, nested deeper
+// than 64, or with over 8192 symbols when bounded repetitions are written out.
+struct Guide {
+  GuideKind kind = GuideKind::json_object;
+  std::string text = {};
+  bool at_start = false;  // the output begins a text of its own: see Vocabulary::at_start
+};
+
+// The bytes of each token, for guides.
+struct Vocabulary {
+  std::vector<std::string> bytes = {};  // " the"; empty: special, in no guided text
+  // Tokens that stand for other bytes where a text begins: SentencePiece drops a space there.
+  std::vector<std::pair<TokenId, std::string>> at_start = {};
+};
+
 struct Request {
   std::vector<TokenId> prompt = {};  // at least one
   std::int64_t max_new_tokens = 16;  // 0: only the prompt is scored
   SamplingConfig sampling = {};
+  std::optional<Guide> guide = {};        // needs ExecutorConfig::vocabulary
   std::int32_t num_return_sequences = 1;  // 1 to 128
   std::vector<TokenId> end_ids = {};      // any of these ends a sequence; ModelInfo has the model's
   std::vector<std::vector<TokenId>> stop_sequences = {};  // so does an output that ends with one
@@ -125,8 +152,9 @@ struct Submission {
 enum class FinishReason {
   none,       // more follows
   end_id,     // its last token is one of end_ids
-  length,     // max_new_tokens
+  length,     // max_new_tokens, or its guide led to where no token goes on
   stop,       // its last tokens are one of stop_sequences
+  guide,      // its guide lets nothing follow
   cancelled,  // cancel() or shutdown(Drain::no)
   timed_out,  // time_limit
   error,      // the engine failed: `error` says how
@@ -203,6 +231,7 @@ struct ExecutorConfig {
   // sized by the speed of the steps before. 0: no limit but max_num_tokens.
   double prefill_stall_s = 0;
   KvCacheConfig kv_cache = {};
+  Vocabulary vocabulary = {};                                // empty: no guides
   std::size_t iteration_statistics = 1000;                   // steps that are remembered
   std::function<void(Severity, std::string_view)> log = {};  // may be called from several threads
 };
@@ -259,8 +288,13 @@ class Executor {
   Executor(Executor&&) noexcept;
   Executor& operator=(Executor&&) noexcept;
 
-  // Checks the request and puts it in the queue. Does not wait.
+  // Checks the request and puts it in the queue. Does not wait, but for a guide that prepare() has
+  // not seen lately: it is compiled first.
   Submission submit(Request);
+
+  // Compiles a guide and remembers it, on the thread that calls. Milliseconds for most, seconds for
+  // large ones. The `id` of the result is 0.
+  Submission prepare(const Guide&);
 
   // All responses that have come since the last call, of all requests or of one; waits for the
   // first of them, at most `timeout`, and returns none then. Each response is handed out once. At

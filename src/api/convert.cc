@@ -65,8 +65,18 @@ engine::Request to_engine(Request r) {
           .beams = {.width = s.num_beams,
                     .length_penalty = s.length_penalty,
                     .early_stopping = to_engine(s.early_stopping),
-                    .diversity_rate = s.beam_search_diversity_rate}};
+                    .diversity_rate = s.beam_search_diversity_rate},
+          .guide = nullptr};
 }
+
+guide::Guide to_engine(const Guide& g) {
+  constexpr guide::Kind kinds[] = {guide::Kind::json_object, guide::Kind::json_schema,
+                                   guide::Kind::regex, guide::Kind::grammar, guide::Kind::choice};
+  OSTRO_REQUIRE(std::size_t(g.kind) < std::size(kinds), "there is no guide of kind ", int(g.kind));
+  return {.kind = kinds[std::size_t(g.kind)], .text = g.text, .at_start = g.at_start};
+}
+
+guide::Vocabulary to_engine(const Vocabulary& v) { return {v.bytes, v.at_start}; }
 
 engine::EngineOptions to_engine(const ExecutorConfig& config) {
   return {.capacity = config.capacity_policy == CapacityPolicy::max_utilization
@@ -95,6 +105,8 @@ FinishReason to_public(engine::Finish finish) {
       return FinishReason::end_id;
     case engine::Finish::stop:
       return FinishReason::stop;
+    case engine::Finish::guide:
+      return FinishReason::guide;
     case engine::Finish::cancelled:
       return FinishReason::cancelled;
   }

@@ -2,11 +2,14 @@
 #pragma once
 
 #include "engine/engine.h"
+#include "guide/guide.h"
 #include "ostro/executor.h"
 
 namespace ostro::api {
 
-engine::Request to_engine(Request);
+engine::Request to_engine(Request);  // but for its guide
+guide::Guide to_engine(const Guide&);
+guide::Vocabulary to_engine(const Vocabulary&);
 engine::EngineOptions to_engine(const ExecutorConfig&);
 engine::RankOptions rank_options(const ExecutorConfig&, std::int64_t ranks_on_device);
 

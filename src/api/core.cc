@@ -46,7 +46,9 @@ Submission Executor::Core::submit(Request request) {
   try {
     OSTRO_REQUIRE(request.time_limit.count() >= 0, "time_limit is ", request.time_limit.count(),
                   " ms; it must be 0 (none) or more");
+    const std::optional<Guide> guide = std::move(request.guide);
     arrival.request = api::to_engine(std::move(request));
+    if (guide) arrival.request.guide = compile(*guide);
     engine_.check(arrival.request);
   } catch (const InvalidArgument& e) {
     result = {SubmitStatus::invalid, 0, e.what()};
@@ -78,6 +80,26 @@ Submission Executor::Core::submit(Request request) {
   }
   work_.notify_one();
   return result;
+}
+
+std::shared_ptr<const guide::Grammar> Executor::Core::compile(const Guide& guide) {
+  OSTRO_REQUIRE(!config_.vocabulary.bytes.empty(),
+                "a guide needs the vocabulary of a tokenizer; this executor was given none");
+  std::call_once(guides_made_, [&] {
+    guides_ = std::make_unique<guide::Compiler>(api::to_engine(config_.vocabulary), model_.vocab);
+  });
+  return guides_->compile(api::to_engine(guide));
+}
+
+Submission Executor::Core::prepare(const Guide& guide) {
+  try {
+    compile(guide);
+    return {};
+  } catch (const InvalidArgument& e) {
+    return {SubmitStatus::invalid, 0, e.what()};
+  } catch (const Unsupported& e) {
+    return {SubmitStatus::unsupported, 0, e.what()};
+  }
 }
 
 std::vector<Response> Executor::Core::hand_out(std::map<RequestId, Ticket>::iterator ticket) {

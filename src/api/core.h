@@ -11,6 +11,7 @@
 
 #include "api/convert.h"
 #include "engine/engine.h"
+#include "guide/compiler.h"
 #include "ostro/executor.h"
 
 namespace ostro {
@@ -34,6 +35,7 @@ class Executor::Core {
   ~Core();
 
   Submission submit(Request);
+  Submission prepare(const Guide&);
   std::vector<Response> await_responses(std::chrono::milliseconds timeout);
   std::vector<Response> await_responses(RequestId, std::chrono::milliseconds timeout);
   static constexpr std::int32_t kAllSequences = -1;
@@ -94,12 +96,15 @@ class Executor::Core {
   void deliver(std::vector<Response>);
   void fail(std::exception_ptr);
   double since(Clock::time_point) const;
+  std::shared_ptr<const guide::Grammar> compile(const Guide&);
   std::vector<Response> hand_out(std::map<RequestId, Ticket>::iterator);
 
   std::unique_ptr<api::Resources> resources_;
   const ExecutorConfig config_;
   const ModelInfo model_;
   const Clock::time_point made_ = Clock::now();
+  std::once_flag guides_made_;
+  std::unique_ptr<guide::Compiler> guides_;  // made with the first guide
 
   // Of the step thread, but for engine_.check(), which any thread may call.
   engine::Engine engine_;

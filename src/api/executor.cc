@@ -16,6 +16,8 @@ std::string_view name(FinishReason reason) {
       return "length";
     case FinishReason::stop:
       return "stop";
+    case FinishReason::guide:
+      return "guide";
     case FinishReason::cancelled:
       return "cancelled";
     case FinishReason::timed_out:
@@ -33,6 +35,7 @@ Executor::Executor(Executor&&) noexcept = default;
 Executor& Executor::operator=(Executor&&) noexcept = default;
 
 Submission Executor::submit(Request request) { return core_->submit(std::move(request)); }
+Submission Executor::prepare(const Guide& guide) { return core_->prepare(guide); }
 std::vector<Response> Executor::await_responses(std::chrono::milliseconds timeout) {
   return core_->await_responses(timeout);
 }

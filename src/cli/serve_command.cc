@@ -8,6 +8,7 @@
 #include "cli/commands.h"
 #include "cli/runtime.h"
 #include "cli/version.h"
+#include "cli/vocabulary.h"
 #include "server/serve.h"
 
 namespace ostro::cli {
@@ -135,6 +136,7 @@ class ExecutorGenerator final : public server::Generator {
  public:
   explicit ExecutorGenerator(Executor& executor) : executor_(executor) {}
   Submission submit(Request r) override { return executor_.submit(std::move(r)); }
+  Submission prepare(const Guide& guide) override { return executor_.prepare(guide); }
   std::vector<Response> await_responses(std::chrono::milliseconds timeout) override {
     return executor_.await_responses(timeout);
   }
@@ -180,7 +182,8 @@ void serve_session(const ServeFlags& flags, const server::ServiceOptions& option
                          {.max_queue_size = flags.max_queue_size,
                           .capacity_policy = parse_capacity_policy(flags.capacity_policy),
                           .prefill_stall_s = flags.prefill_stall.value_or(on_cpu ? 0.3 : 0),
-                          .kv_cache = {.block_reuse = flags.block_reuse}});
+                          .kv_cache = {.block_reuse = flags.block_reuse},
+                          .vocabulary = vocabulary_of(tokenizer, session.config.model.vocab)});
   ExecutorGenerator generator(executor);
   const ExecutorStatistics kv = executor.statistics();
   const server::ServedModel model{

@@ -38,6 +38,11 @@ void check_beams(const Request& r, std::int64_t max_beam_width) {
                 " and top_k ", r.sampling.top_k, "; beams are not sampled: top_k must be 1");
 }
 
+// Of a sequence whose guide allows no token.
+Finish end_of(const guide::Matcher& matcher) {
+  return matcher.complete() ? Finish::guide : Finish::length;
+}
+
 }  // namespace
 
 Engine::Engine(Rank& rank, const model::ModelConfig& config, const EngineOptions& options)
@@ -81,6 +86,7 @@ RequestId Engine::submit(Request request) {
   Active active{.request = std::move(request),
                 .first = next_sequence_,
                 .output = {},
+                .matchers = {},
                 .open = 0,
                 .prompt_due = 1,
                 .usage = {},
@@ -92,6 +98,8 @@ RequestId Engine::submit(Request request) {
   if (r.searches())
     active.search.emplace(
         Search{BeamSearch(r.beams, r.end_ids.size() + r.stop_sequences.size(), r.max_new_tokens)});
+  if (r.guide)
+    for (std::int32_t i = 0; i < r.sequences; ++i) active.matchers.emplace_back(r.guide);
   active.usage.prompt_tokens = prompt_tokens;
   std::string salt = r.cache_salt;
   // Keys that were rotated for another length are others.
@@ -167,8 +175,8 @@ bool Engine::tells_prompt(const sched::Share& share, const Active& active) const
 Engine::Use Engine::use_of(const sched::Share& share, const Active& active) const {
   const Request& r = active.request;
   const bool chooses = share.last_of_prompt && share.logits > 0 && r.max_new_tokens > 0;
-  const bool by_host =
-      active.search || has_rules(r.sampling) || r.logits || r.alternatives > ops::kMostAlternatives;
+  const bool by_host = active.search || has_rules(r.sampling) || r.guide || r.logits ||
+                       r.alternatives > ops::kMostAlternatives;
   return {.host_rows = tells_prompt(share, active) ? share.logits
                        : chooses && by_host        ? 1
                                                    : 0,
@@ -293,6 +301,9 @@ std::vector<Event> Engine::collect() {
       add_token(share, active, event);
     } else if (share.last_of_prompt && active.request.max_new_tokens == 0) {
       event.finish = Finish::length;
+    } else if (const guide::Matcher* matcher = active.matcher(event.sequence);
+               share.last_of_prompt && matcher && !matcher->any()) {
+      event.finish = end_of(*matcher);  // its guide allows nothing from the beginning
     } else if (share.last_of_prompt) {
       choose_token(share, active, row_of(result.logits, rows.end - 1), event);
       add_token(share, active, event);
@@ -330,6 +341,9 @@ void Engine::choose_token(const sched::Share& share, Active& active, std::span<c
   if (has_rules(request.sampling))
     ruled = rules_.apply(logits, request.sampling, request.end_ids,
                          scheduler_.sequence(share.id).tokens, request.prompt.size());
+  guide::Matcher* const matcher = active.matcher(event.sequence);
+  if (matcher)
+    ruled = rules_.keep(ruled, logits, matcher->allowed(), request.end_ids, matcher->complete());
   event.token = sampler_.token(ruled, request.sampling,
                                sequence_seed(request.sampling.seed, event.sequence), generated);
   tell_token(request, logits, event);
@@ -361,9 +375,12 @@ void Engine::add_token(const sched::Share& share, Active& active, Event& event) 
   event.has_token = true;
   output.push_back(event.token);
   ++active.usage.output_tokens;
+  guide::Matcher* const matcher = active.matcher(event.sequence);
   const Ending ending = ending_of(request, output);
   event.finish = ending.finish;
   event.stop_index = ending.stop_index;
+  if (matcher && ending.finish != Finish::end_id) matcher->accept(event.token);
+  if (event.finish == Finish::none && matcher && !matcher->any()) event.finish = end_of(*matcher);
   if (event.finish == Finish::none && std::int64_t(output.size()) == request.max_new_tokens)
     event.finish = Finish::length;
   if (event.finish == Finish::none) scheduler_.append(share.id, event.token);

@@ -12,6 +12,7 @@
 #include "engine/rank.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
+#include "guide/matcher.h"
 #include "sched/scheduler.h"
 
 namespace ostro::engine {
@@ -83,9 +84,13 @@ class Engine {
     Request request;
     sched::SequenceId first = 0;
     std::vector<std::vector<std::int32_t>> output;  // of each sequence
-    std::int64_t open = 0;                          // sequences that have not ended
-    std::size_t prompt_due = 1;                     // next prompt token whose log-prob is told
-    Usage usage;                                    // of the sequences that have ended
+    std::vector<guide::Matcher> matchers;           // the same, if there is a guide
+    guide::Matcher* matcher(std::int32_t i) {
+      return matchers.empty() ? nullptr : &matchers[std::size_t(i)];
+    }
+    std::int64_t open = 0;       // sequences that have not ended
+    std::size_t prompt_due = 1;  // next prompt token whose log-prob is told
+    Usage usage;                 // of the sequences that have ended
     bool started = false;
     std::optional<Search> search = {};
   };

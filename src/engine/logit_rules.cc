@@ -13,6 +13,10 @@ bool ends_with(std::span<const std::int32_t> tokens, std::span<const std::int32_
   return tail.size() <= tokens.size() && std::ranges::equal(tokens.last(tail.size()), tail);
 }
 
+bool any_finite(std::span<const float> x) {
+  return std::ranges::any_of(x, [](float value) { return std::isfinite(value); });
+}
+
 }  // namespace
 
 bool has_rules(const Sampling& s) {
@@ -68,8 +72,21 @@ std::span<const float> LogitRules::apply(std::span<const float> logits, const Sa
   if (std::int64_t(tokens.size() - prompt_tokens) < s.min_tokens)
     for (std::int32_t t : end_ids) x_[std::size_t(t)] = kNever;
 
-  const bool any = std::ranges::any_of(x_, [](float x) { return std::isfinite(x); });
-  return any ? std::span<const float>(x_) : logits;
+  return any_finite(x_) ? std::span<const float>(x_) : logits;
+}
+
+std::span<const float> LogitRules::keep(std::span<const float> ruled, std::span<const float> logits,
+                                        std::span<const std::uint32_t> allowed,
+                                        std::span<const std::int32_t> ends, bool may_end) {
+  kept_.resize(ruled.size());
+  const auto keep_of = [&](std::span<const float> from) {
+    for (std::size_t i = 0; i < from.size(); ++i)
+      kept_[i] = allowed[i / 32] >> (i % 32) & 1 ? from[i] : kNever;
+    for (std::int32_t t : ends) kept_[std::size_t(t)] = may_end ? from[std::size_t(t)] : kNever;
+  };
+  keep_of(ruled);
+  if (!any_finite(kept_)) keep_of(logits);
+  return kept_;
 }
 
 std::ptrdiff_t stop_at_end(std::span<const std::vector<std::int32_t>> stops,

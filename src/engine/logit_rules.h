@@ -15,6 +15,8 @@
 //   min_tokens            x[end id] = -inf while the output is shorter
 //
 // Where no finite logit is left, the token is chosen from the model's logits after all.
+//
+// A guide comes after them and is never overruled: what it allows is all that is left.
 #pragma once
 
 #include <span>
@@ -35,10 +37,18 @@ class LogitRules {
                                std::span<const std::int32_t> end_ids,
                                std::span<const std::int32_t> tokens, std::size_t prompt_tokens);
 
+  // Keeps of `ruled`, what apply() returned or the logits themselves, the tokens of `allowed`
+  // (guide::Matcher's) and, where the output may end, the `ends`. If no finite one is left, keeps
+  // those of `logits`. The result is valid until the next call of either.
+  std::span<const float> keep(std::span<const float> ruled, std::span<const float> logits,
+                              std::span<const std::uint32_t> allowed,
+                              std::span<const std::int32_t> ends, bool may_end);
+
  private:
   void penalise(const Sampling&, std::span<const std::int32_t> tokens, std::size_t prompt_tokens);
 
   std::vector<float> x_;
+  std::vector<float> kept_;
   std::vector<std::int32_t> counts_;  // [vocab], zero between calls
 };
 

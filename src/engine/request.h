@@ -3,12 +3,17 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "ops/sample.h"
+
+namespace ostro::guide {
+class Grammar;
+}
 
 namespace ostro::engine {
 
@@ -72,11 +77,14 @@ struct Request {
   std::string user = {};
   std::string cache_salt = {};
   Beams beams = {};
+  std::shared_ptr<const guide::Grammar> guide = {};  // what each sequence must look like
 
   bool searches() const { return beams.width > 1 && max_new_tokens > 0; }
 };
 
-enum class Finish { none, length, end_id, cancelled, stop };
+// guide: its guide lets nothing follow, an end id at most. Where a guide leads to a dead end before
+// that, the sequence ends with `length`.
+enum class Finish { none, length, end_id, cancelled, stop, guide };
 
 using TokenLogProb = ops::Likely;
 

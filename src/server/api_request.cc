@@ -8,6 +8,7 @@
 #include "base/json.h"
 #include "server/api_error.h"
 #include "server/fields.h"
+#include "server/guide_fields.h"
 #include "server/prompt.h"
 
 namespace ostro::server {
@@ -112,13 +113,14 @@ void read_streaming(Fields& fields, ApiRequest& r) {
 }
 
 // The fields that both routes have.
-ApiRequest read_common(Fields& fields, const ServedModel& model) {
+ApiRequest read_common(Fields& fields, std::string_view body, const ServedModel& model) {
   ApiRequest r;
   check_model(fields, model);
   read_streaming(fields, r);
   r.stops = read_stops(fields);
   r.base.sampling = read_sampling(fields, model);
   r.base.num_return_sequences = std::int32_t(fields.integer("n", 1, kMostChoices).value_or(1));
+  r.base.guide = read_guide(fields, body);
   r.base.user = fields.string("user").value_or("");
   r.base.cache_salt = fields.string("cache_salt").value_or("");
   if (!fields.boolean("ignore_eos").value_or(false)) {
@@ -148,7 +150,7 @@ void check_lengths(const ApiRequest& r, const ServedModel& model, const char* pa
 ApiRequest parse_completion(std::string_view body, const ServedModel& model) {
   const json parsed = parse_body(body);
   Fields fields(parsed);
-  ApiRequest r = read_common(fields, model);
+  ApiRequest r = read_common(fields, body, model);
   const json* prompt = fields.any("prompt");
   if (!prompt) throw ApiError(400, "\"prompt\" is missing", "prompt", "missing_field");
   r.base.max_new_tokens =
@@ -171,8 +173,9 @@ ApiRequest parse_completion(std::string_view body, const ServedModel& model) {
 ApiRequest parse_chat(std::string_view body, const ServedModel& model) {
   const json parsed = parse_body(body);
   Fields fields(parsed);
-  ApiRequest r = read_common(fields, model);
+  ApiRequest r = read_common(fields, body, model);
   r.chat = true;
+  if (r.base.guide) r.base.guide->at_start = true;
   const json* messages = fields.any("messages");
   if (!messages) throw ApiError(400, "\"messages\" is missing", "messages", "missing_field");
   const auto old_name = fields.integer("max_tokens", 1, INT32_MAX);
@@ -188,7 +191,6 @@ ApiRequest parse_chat(std::string_view body, const ServedModel& model) {
     throw ApiError(400, "\"top_logprobs\" goes with \"logprobs\": true", "top_logprobs",
                    "invalid_value");
   if (log_probs) r.log_probs = r.base.log_probs = std::int32_t(alternatives.value_or(0));
-  fields.only("response_format", json::object({{"type", "text"}}));
   fields.only("store", false);
   fields.refuse_others();
   r.prompts = {read_messages(*messages, model)};

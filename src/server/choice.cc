@@ -18,7 +18,7 @@ Choice::Piece Choice::push(const Response& r) {
     add_text(detokenizer_.push(r.tokens[i]), piece);
   }
   const bool by_itself = r.finish == FinishReason::end_id || r.finish == FinishReason::stop ||
-                         r.finish == FinishReason::length;
+                         r.finish == FinishReason::guide || r.finish == FinishReason::length;
   if (r.is_final && by_itself && !ended()) {
     add_text(detokenizer_.finish(), piece);
     if (!ended()) {

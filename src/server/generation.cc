@@ -3,10 +3,8 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "server/api_error.h"
 
 namespace ostro::server {
-namespace {
 
 ApiError refusal(const Submission& s) {
   switch (s.status) {
@@ -22,8 +20,6 @@ ApiError refusal(const Submission& s) {
       return {500, "the engine has stopped"};
   }
 }
-
-}  // namespace
 
 Generation::Generation(ApiRequest request, std::string request_id, const ServedModel& model,
                        Generator& generator, std::shared_ptr<Reply> reply)

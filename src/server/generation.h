@@ -7,12 +7,16 @@
 #include <string>
 #include <vector>
 
+#include "server/api_error.h"
 #include "server/api_request.h"
 #include "server/completion_json.h"
 #include "server/generator.h"
 #include "server/http.h"
 
 namespace ostro::server {
+
+// What a client is told if the executor does not take its request.
+ApiError refusal(const Submission&);
 
 // Choice c of prompt p has the index p * n + c, as at OpenAI. Of the server's thread.
 class Generation : public std::enable_shared_from_this<Generation> {
@@ -29,7 +33,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void take(const Response&);
 
   // Ends the answer with an error that is not the client's, unless it has ended.
-  void fail(const struct ApiError&);
+  void fail(const ApiError&);
 
   bool ended() const { return ended_; }
 

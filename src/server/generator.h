@@ -14,6 +14,7 @@ class Generator {
  public:
   virtual ~Generator() = default;
   virtual Submission submit(Request) = 0;
+  virtual Submission prepare(const Guide&) = 0;
   virtual std::vector<Response> await_responses(std::chrono::milliseconds timeout) = 0;
   virtual bool cancel(RequestId) = 0;
   virtual bool cancel(RequestId, std::int32_t sequence) = 0;

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "server/api_error.h"
+#include "server/background.h"
 
 namespace ostro::server {
 namespace {
@@ -72,6 +73,13 @@ void serve(const HttpOptions& http, const ServiceOptions& options, const ServedM
     }
   });
   listening(server.port());
+  Background background(2);
+  service.set_elsewhere([&](std::function<void()> work, std::function<void()> then) {
+    background.run([&server, work = std::move(work), then = std::move(then)] {
+      work();
+      server.post(then);
+    });
+  });
   const Carrier carrier(generator, service, server);
   server.run();
 }

@@ -50,14 +50,20 @@ const std::vector<Service::Entry>& Service::routes() {
 }
 
 void Service::handle(HttpRequest request, std::shared_ptr<Reply> reply) {
+  answer(text(request.id, " (", request.method, ' ', request.path, ')'), *reply,
+         [&] { dispatch(request, reply); });
+}
+
+// Calls `handler`; what it throws is the answer.
+void Service::answer(const std::string& request, Reply& reply,
+                     const std::function<void()>& handler) {
   try {
-    dispatch(request, reply);
+    handler();
   } catch (const ApiError& e) {
-    reply->send(error_response(e));
+    reply.send(error_response(e));
   } catch (const std::exception& e) {
-    log_.error("request ", request.id, " (", request.method, ' ', request.path,
-               ") met a bug in Ostro: ", e.what());
-    reply->send(error_response({500, "the server failed; its log has the reason"}));
+    log_.error("request ", request, " met a bug in Ostro: ", e.what());
+    reply.send(error_response({500, "the server failed; its log has the reason"}));
   }
 }
 
@@ -108,9 +114,35 @@ void Service::generate(ApiRequest parsed, HttpRequest& request, std::shared_ptr<
   if (const auto key = keys_.find(request.authorization))
     parsed.base.user = text(*key, ':', parsed.base.user);
   parsed.base.time_limit = options_.time_limit;
+  if (!parsed.base.guide) return start(std::move(parsed), request.id, reply);
+
+  // A guide is compiled first, which may take seconds: not on this thread.
+  struct Guided {
+    ApiRequest request;
+    std::string id;
+    std::shared_ptr<Reply> reply;
+    Submission result = {};
+    bool gone = false;
+  };
+  const auto guided = std::make_shared<Guided>(std::move(parsed), request.id, reply);
+  reply->when_gone([weak = std::weak_ptr(guided)] {
+    if (const auto client = weak.lock()) client->gone = true;
+  });
+  elsewhere_([this, guided] { guided->result = generator_.prepare(*guided->request.base.guide); },
+             [this, guided] {
+               if (guided->gone) return;
+               answer(guided->id, *guided->reply, [&] {
+                 if (!guided->result) throw refusal(guided->result);
+                 start(std::move(guided->request), guided->id, guided->reply);
+               });
+             });
+}
+
+void Service::start(ApiRequest parsed, const std::string& request_id,
+                    const std::shared_ptr<Reply>& reply) {
   const std::int64_t sequences = parsed.base.num_return_sequences;
   const auto generation =
-      std::make_shared<Generation>(std::move(parsed), request.id, model_, generator_, reply);
+      std::make_shared<Generation>(std::move(parsed), request_id, model_, generator_, reply);
   for (RequestId id : generation->submit())
     open_.emplace(id, Open{.generation = generation,
                            .sequences = sequences,

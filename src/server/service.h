@@ -39,6 +39,10 @@ class Service {
   void record(const ExchangeRecord&);
   void set_connections(std::function<std::size_t()> count) { connections_ = std::move(count); }
 
+  // How `work` is done on another thread, and then `then` on the server's; without it both at once.
+  using Elsewhere = std::function<void(std::function<void()> work, std::function<void()> then)>;
+  void set_elsewhere(Elsewhere elsewhere) { elsewhere_ = std::move(elsewhere); }
+
   // New requests are refused with 503 from now on.
   void drain() { draining_ = true; }
   // Ends every open request with an error: the engine has failed, or the server must go now.
@@ -65,6 +69,8 @@ class Service {
   void completions(HttpRequest&, std::shared_ptr<Reply>&);
   void chat(HttpRequest&, std::shared_ptr<Reply>&);
   void generate(ApiRequest, HttpRequest&, std::shared_ptr<Reply>&);
+  void start(ApiRequest, const std::string& request_id, const std::shared_ptr<Reply>&);
+  void answer(const std::string& what, Reply&, const std::function<void()>& handler);
   void models(HttpRequest&, std::shared_ptr<Reply>&);
   void model(HttpRequest&, std::shared_ptr<Reply>&);
   void tokenize(HttpRequest&, std::shared_ptr<Reply>&);
@@ -82,6 +88,10 @@ class Service {
   const std::int64_t started_;  // seconds since 1970
   Metrics metrics_;
   std::function<std::size_t()> connections_ = [] { return std::size_t{0}; };
+  Elsewhere elsewhere_ = [](const std::function<void()>& work, const std::function<void()>& then) {
+    work();
+    then();
+  };
   std::unordered_map<RequestId, Open> open_;
   bool draining_ = false;
 };

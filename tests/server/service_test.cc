@@ -19,6 +19,10 @@ struct FakeGenerator : Generator {
     requests.push_back(std::move(r));
     return {.id = RequestId(requests.size())};
   }
+  Submission prepare(const Guide& guide) override {
+    prepared.push_back(guide);
+    return preparation;
+  }
   std::vector<Response> await_responses(std::chrono::milliseconds) override { return {}; }
   bool cancel(RequestId id) override { return cancelled.insert(id).second; }
   bool cancel(RequestId id, std::int32_t sequence) override {
@@ -30,6 +34,8 @@ struct FakeGenerator : Generator {
 
   ModelInfo info{.vocab = 8192, .context = 128, .end_ids = {2}};
   std::vector<Request> requests;
+  std::vector<Guide> prepared;
+  Submission preparation;
   std::set<RequestId> cancelled;
   std::set<std::pair<RequestId, std::int32_t>> ended_sequences;
   Submission refusal;

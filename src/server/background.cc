@@ -1,0 +1,42 @@
+#include "server/background.h"
+
+#include <utility>
+
+namespace ostro::server {
+
+Background::Background(std::size_t threads) {
+  for (std::size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { loop(); });
+}
+
+Background::~Background() {
+  {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+  }
+  arrived_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void Background::run(std::function<void()> work) {
+  {
+    const std::lock_guard lock(mutex_);
+    waiting_.push_back(std::move(work));
+  }
+  arrived_.notify_one();
+}
+
+void Background::loop() {
+  for (;;) {
+    std::function<void()> work;
+    {
+      std::unique_lock lock(mutex_);
+      arrived_.wait(lock, [&] { return ended_ || !waiting_.empty(); });
+      if (ended_) return;
+      work = std::move(waiting_.front());
+      waiting_.pop_front();
+    }
+    work();
+  }
+}
+
+}  // namespace ostro::server
