@@ -152,9 +152,10 @@ struct Submission {
 enum class FinishReason {
   none,       // more follows
   end_id,     // its last token is one of end_ids
-  length,     // max_new_tokens, or its guide led to where no token goes on
+  length,     // max_new_tokens
   stop,       // its last tokens are one of stop_sequences
   guide,      // its guide lets nothing follow
+  dead_end,   // its guide wants more, but no token goes on
   cancelled,  // cancel() or shutdown(Drain::no)
   timed_out,  // time_limit
   error,      // the engine failed: `error` says how

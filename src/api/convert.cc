@@ -107,6 +107,8 @@ FinishReason to_public(engine::Finish finish) {
       return FinishReason::stop;
     case engine::Finish::guide:
       return FinishReason::guide;
+    case engine::Finish::dead_end:
+      return FinishReason::dead_end;
     case engine::Finish::cancelled:
       return FinishReason::cancelled;
   }

@@ -18,6 +18,8 @@ std::string_view name(FinishReason reason) {
       return "stop";
     case FinishReason::guide:
       return "guide";
+    case FinishReason::dead_end:
+      return "dead_end";
     case FinishReason::cancelled:
       return "cancelled";
     case FinishReason::timed_out:

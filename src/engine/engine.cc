@@ -31,6 +31,7 @@ void check_beams(const Request& r, std::int64_t max_beam_width) {
   check(r.beams);
   const std::int32_t width = r.beams.width;
   if (width == 1) return;
+  OSTRO_REQUIRE(!r.guide, "num_beams is ", width, " and there is a guide; only one beam is guided");
   OSTRO_REQUIRE(width <= max_beam_width, "num_beams is ", width,
                 "; the engine was built with --max_beam_width ", max_beam_width);
   OSTRO_REQUIRE(r.sequences <= width, r.sequences, " sequences are asked for of ", width, " beams");
@@ -40,7 +41,7 @@ void check_beams(const Request& r, std::int64_t max_beam_width) {
 
 // Of a sequence whose guide allows no token.
 Finish end_of(const guide::Matcher& matcher) {
-  return matcher.complete() ? Finish::guide : Finish::length;
+  return matcher.complete() ? Finish::guide : Finish::dead_end;
 }
 
 }  // namespace

@@ -82,9 +82,9 @@ struct Request {
   bool searches() const { return beams.width > 1 && max_new_tokens > 0; }
 };
 
-// guide: its guide lets nothing follow, an end id at most. Where a guide leads to a dead end before
-// that, the sequence ends with `length`.
-enum class Finish { none, length, end_id, cancelled, stop, guide };
+// guide: its guide lets nothing follow, an end id at most. dead_end: no token goes on, but the
+// guide does not let it end here.
+enum class Finish { none, length, end_id, cancelled, stop, guide, dead_end };
 
 using TokenLogProb = ops::Likely;
 

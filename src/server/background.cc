@@ -4,7 +4,8 @@
 
 namespace ostro::server {
 
-Background::Background(std::size_t threads) {
+Background::Background(std::size_t threads, std::size_t most_waiting)
+    : most_waiting_(most_waiting) {
   for (std::size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { loop(); });
 }
 
@@ -17,12 +18,14 @@ Background::~Background() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void Background::run(std::function<void()> work) {
+bool Background::run(std::function<void()> work) {
   {
     const std::lock_guard lock(mutex_);
+    if (waiting_.size() >= most_waiting_) return false;
     waiting_.push_back(std::move(work));
   }
   arrived_.notify_one();
+  return true;
 }
 
 void Background::loop() {

@@ -14,14 +14,16 @@ namespace ostro::server {
 // the rest.
 class Background {
  public:
-  explicit Background(std::size_t threads);
+  Background(std::size_t threads, std::size_t most_waiting);
   ~Background();
 
-  void run(std::function<void()> work);  // which must not throw
+  // False if as much waits as may. `work` must not throw.
+  [[nodiscard]] bool run(std::function<void()> work);
 
  private:
   void loop();
 
+  const std::size_t most_waiting_;
   std::mutex mutex_;
   std::condition_variable arrived_;
   std::deque<std::function<void()>> waiting_;

@@ -18,7 +18,8 @@ Choice::Piece Choice::push(const Response& r) {
     add_text(detokenizer_.push(r.tokens[i]), piece);
   }
   const bool by_itself = r.finish == FinishReason::end_id || r.finish == FinishReason::stop ||
-                         r.finish == FinishReason::guide || r.finish == FinishReason::length;
+                         r.finish == FinishReason::guide || r.finish == FinishReason::dead_end ||
+                         r.finish == FinishReason::length;
   if (r.is_final && by_itself && !ended()) {
     add_text(detokenizer_.finish(), piece);
     if (!ended()) {
@@ -26,7 +27,9 @@ Choice::Piece Choice::push(const Response& r) {
       released_bytes_ += rest.size();
       piece.text += rest;
       for (Held& held : held_) held.end = released_bytes_;
-      finish_reason_ = r.finish == FinishReason::length ? "length" : "stop";
+      finish_reason_ = r.finish == FinishReason::length     ? "length"
+                       : r.finish == FinishReason::dead_end ? "dead_end"
+                                                            : "stop";
     }
   }
   release_tokens(piece);

@@ -40,8 +40,8 @@ class Choice {
   // What has become certain with a response of this sequence. Nothing once it has ended.
   Piece push(const Response&);
 
-  // "stop" or "length" once the sequence has ended, by itself or by a stop string; "" before, and
-  // when it was broken off.
+  // "stop", "length" or "dead_end" once the sequence has ended, by itself or by a stop string; ""
+  // before, and when it was broken off.
   std::string_view finish_reason() const { return finish_reason_; }
   bool ended() const { return !finish_reason_.empty(); }
   std::int64_t tokens() const { return tokens_; }

@@ -73,9 +73,9 @@ void serve(const HttpOptions& http, const ServiceOptions& options, const ServedM
     }
   });
   listening(server.port());
-  Background background(2);
+  Background background(2, 64);
   service.set_elsewhere([&](std::function<void()> work, std::function<void()> then) {
-    background.run([&server, work = std::move(work), then = std::move(then)] {
+    return background.run([&server, work = std::move(work), then = std::move(then)] {
       work();
       server.post(then);
     });

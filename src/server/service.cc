@@ -1,6 +1,8 @@
 #include "server/service.h"
 
+#include <atomic>
 #include <ctime>
+#include <exception>
 
 #include "base/error.h"
 #include "server/api_error.h"
@@ -122,20 +124,31 @@ void Service::generate(ApiRequest parsed, HttpRequest& request, std::shared_ptr<
     std::string id;
     std::shared_ptr<Reply> reply;
     Submission result = {};
-    bool gone = false;
+    std::exception_ptr error = nullptr;
+    std::atomic<bool> gone = false;
   };
   const auto guided = std::make_shared<Guided>(std::move(parsed), request.id, reply);
   reply->when_gone([weak = std::weak_ptr(guided)] {
     if (const auto client = weak.lock()) client->gone = true;
   });
-  elsewhere_([this, guided] { guided->result = generator_.prepare(*guided->request.base.guide); },
-             [this, guided] {
-               if (guided->gone) return;
-               answer(guided->id, *guided->reply, [&] {
-                 if (!guided->result) throw refusal(guided->result);
-                 start(std::move(guided->request), guided->id, guided->reply);
-               });
-             });
+  const bool taken = elsewhere_(
+      [this, guided] {
+        try {
+          if (!guided->gone) guided->result = generator_.prepare(*guided->request.base.guide);
+        } catch (...) {
+          guided->error = std::current_exception();
+        }
+      },
+      [this, guided] {
+        if (guided->gone) return;
+        answer(guided->id, *guided->reply, [&] {
+          if (over_) throw *over_;
+          if (guided->error) std::rethrow_exception(guided->error);
+          if (!guided->result) throw refusal(guided->result);
+          start(std::move(guided->request), guided->id, guided->reply);
+        });
+      });
+  if (!taken) throw ApiError(429, "too many guides wait to be compiled", "", "queue_full");
 }
 
 void Service::start(ApiRequest parsed, const std::string& request_id,
@@ -178,6 +191,7 @@ void Service::deliver(const std::vector<Response>& responses,
 }
 
 void Service::end_all(const ApiError& error) {
+  over_ = error;
   for (const auto& [id, open] : open_) open.generation->fail(error);
 }
 

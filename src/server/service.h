@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -40,13 +41,14 @@ class Service {
   void set_connections(std::function<std::size_t()> count) { connections_ = std::move(count); }
 
   // How `work` is done on another thread, and then `then` on the server's; without it both at once.
-  using Elsewhere = std::function<void(std::function<void()> work, std::function<void()> then)>;
+  // False if too much waits there already: neither is done.
+  using Elsewhere = std::function<bool(std::function<void()> work, std::function<void()> then)>;
   void set_elsewhere(Elsewhere elsewhere) { elsewhere_ = std::move(elsewhere); }
 
   // New requests are refused with 503 from now on.
   void drain() { draining_ = true; }
   // Ends every open request with an error: the engine has failed, or the server must go now.
-  void end_all(const struct ApiError&);
+  void end_all(const ApiError&);
 
  private:
   struct Open {
@@ -91,9 +93,11 @@ class Service {
   Elsewhere elsewhere_ = [](const std::function<void()>& work, const std::function<void()>& then) {
     work();
     then();
+    return true;
   };
   std::unordered_map<RequestId, Open> open_;
   bool draining_ = false;
+  std::optional<ApiError> over_;  // what end_all() was told
 };
 
 }  // namespace ostro::server

@@ -31,8 +31,11 @@ def fits(value):
 
 
 class Guided(serving.Case):
-    def texts(self, path="/v1/completions", n=8, **fields):
+    SEQUENCES = 2  # of each request
+
+    def texts(self, path="/v1/completions", n=None, **fields):
         """The texts of n sequences at temperature 1 that ended by themselves."""
+        n = n or self.SEQUENCES
         body = {"temperature": 1, "max_tokens": 900, "seed": 1, "n": n, **fields}
         body.update({"prompt": PROMPT} if path == "/v1/completions" else {"messages": CHAT})
         answer = self.server.post(path, body)
@@ -51,7 +54,7 @@ class Guided(serving.Case):
                 for text in self.texts(path, seed=seed, response_format=form):
                     self.assertTrue(fits(json.loads(text)), text)
                     seen.add(text)
-            self.assertGreater(len(seen), 8)
+            self.assertGreater(len(seen), self.SEQUENCES)
         for schema in (SCHEMA, json.dumps(SCHEMA)):
             for text in self.texts(guided_json=schema, ignore_eos=True):
                 self.assertTrue(fits(json.loads(text)), text)
@@ -61,12 +64,12 @@ class Guided(serving.Case):
     def test_regex_choice_and_grammar(self):
         regex = r"[a-z]{2,8}(, [a-z]{2,8}){1,3}\."
         for path in ("/v1/completions", "/v1/chat/completions"):
-            for text in self.texts(path, n=32, guided_regex=regex):
+            for text in self.texts(path, guided_regex=regex):
                 self.assertTrue(re.fullmatch(regex, text), text)
         choices = ["a dog", "a cat", "größer \"x\""]
-        self.assertLessEqual(set(self.texts(n=32, guided_choice=choices)), set(choices))
+        self.assertLessEqual(set(self.texts(n=4, guided_choice=choices)), set(choices))
         grammar = 'root ::= sum\nsum ::= number (" + " number){1,5}\nnumber ::= [1-9][0-9]{0,3}'
-        for text in self.texts(n=32, guided_grammar=grammar, frequency_penalty=1):
+        for text in self.texts(guided_grammar=grammar, frequency_penalty=1):
             self.assertTrue(re.fullmatch(r"[1-9]\d{0,3}( \+ [1-9]\d{0,3}){1,5}", text), text)
 
     def test_an_object_that_is_cut_off_says_so(self):

@@ -295,6 +295,49 @@ TEST_F(ServiceTest, PromptsThatWereTakenAreGivenBackIfOneIsNot) {
   respond(1, {}, FinishReason::cancelled);  // of nobody
 }
 
+TEST_F(ServiceTest, AGuideIsCompiledElsewhereBeforeItsRequestIsSubmitted) {
+  std::function<void()> work, then;
+  bool room = true;
+  service.set_elsewhere([&](std::function<void()> w, std::function<void()> t) {
+    work = std::move(w), then = std::move(t);
+    return room;
+  });
+  const json guided = {{"guided_regex", "a+"}};
+  const auto reply = complete(guided);
+  EXPECT_TRUE(generator.prepared.empty());
+  work();
+  ASSERT_EQ(generator.prepared.size(), 1u);
+  EXPECT_EQ(generator.prepared[0].text, "a+");
+  EXPECT_TRUE(generator.requests.empty());
+  then();
+  ASSERT_EQ(generator.requests.size(), 1u);
+  respond(1, ids("a"), FinishReason::dead_end);
+  EXPECT_EQ(reply->choice()["finish_reason"], "dead_end");
+
+  const auto left = complete(guided);
+  left->gone();
+  work(), then();
+  EXPECT_EQ(generator.prepared.size(), 1u);
+  EXPECT_FALSE(left->ended);
+
+  generator.preparation = {.status = SubmitStatus::invalid, .id = 0, .message = "Unclosed"};
+  const auto bad = complete(guided);
+  work(), then();
+  EXPECT_EQ(bad->response.status, 400);
+  EXPECT_EQ(bad->error()["message"], "Unclosed");
+
+  room = false;
+  EXPECT_EQ(complete(guided)->response.status, 429);
+  room = true;
+  generator.preparation = {};
+  const auto late = complete(guided);
+  work();
+  service.end_all({500, "the engine has stopped"});
+  then();
+  EXPECT_EQ(late->response.status, 500);
+  EXPECT_EQ(generator.requests.size(), 1u);
+}
+
 TEST_F(ServiceTest, AnErrorEndsAStreamWithAnEvent) {
   const auto stream = complete({{"stream", true}});
   const auto whole = complete();
