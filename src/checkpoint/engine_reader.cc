@@ -116,7 +116,7 @@ std::vector<EngineTensor> engine_tensors(const SafetensorsHeader& header, const 
   return tensors;
 }
 
-EngineReader::EngineReader(const fs::path& dir) : dir_(dir) {
+EngineReader::EngineReader(const fs::path& dir, Absent absent) : dir_(dir) {
   const fs::path config_path = dir / "config.json";
   std::error_code error;
   OSTRO_REQUIRE(fs::exists(config_path, error), "there is no engine in ", dir.string(),
@@ -125,6 +125,10 @@ EngineReader::EngineReader(const fs::path& dir) : dir_(dir) {
   files_ = parse_engine_config(config_text_, config_path.string());
   for (const EngineFile& file : files_) {
     const fs::path path = dir / file.name;
+    if (absent == Absent::allowed && !fs::exists(path, error)) {
+      absent_.push_back(file.name);
+      continue;
+    }
     OSTRO_REQUIRE(fs::exists(path, error), "the engine ", dir.string(), " lacks ", file.name,
                   ", one of the ", files_.size(), " files of its config.json: copy it again");
     const std::uint64_t bytes = fs::file_size(path, error);
@@ -159,9 +163,16 @@ void EngineReader::add_rank(const SafetensorsFile& file) {
 
 const EngineReader::Matrix& EngineReader::find(std::string_view name) const {
   const auto it = matrices_.find(name);
-  OSTRO_REQUIRE(it != matrices_.end(), "the engine ", dir_.string(), " has no tensor \"", name,
-                '"');
+  OSTRO_REQUIRE(it != matrices_.end(), "the engine ", dir_.string(), " has no tensor \"", name, '"',
+                absent_text());
   return it->second;
+}
+
+// Where a part that is lacking may be.
+std::string EngineReader::absent_text() const {
+  std::string names;
+  for (const std::string& name : absent_) names += (names.empty() ? "; not here: " : ", ") + name;
+  return names;
 }
 
 MatrixShape EngineReader::shape_of(std::string_view name) const { return find(name).shape; }
@@ -270,7 +281,7 @@ void EngineReader::assemble(const Slice& slice, std::byte* out) const {
   OSTRO_REQUIRE(missing.empty(), "the engine ", dir_.string(), " lacks ",
                 range_text("rows", missing.front().rows), ", ",
                 range_text("columns", missing.front().cols), " of tensor \"", slice.name,
-                "\": no rank's file holds them");
+                "\": no rank's file holds them", absent_text());
 }
 
 void EngineReader::release(const View& view) const {
@@ -284,6 +295,7 @@ void EngineReader::release(const View& view) const {
 
 void EngineReader::verify(
     const std::function<void(std::uint64_t done, std::uint64_t total)>& progress) const {
+  OSTRO_CHECK(absent_.empty(), absent_.size(), " files are absent");
   constexpr std::size_t kChunk = 8 << 20;
   std::uint64_t done = 0, total = 0;
   for (const EngineFile& file : files_) total += file.bytes;

@@ -63,16 +63,21 @@ std::vector<EngineFile> parse_engine_config(std::string_view text, const std::st
 // header.tensors, in that order. `path` is for messages.
 std::vector<EngineTensor> engine_tensors(const SafetensorsHeader& header, const std::string& path);
 
+// Whether rank files may be absent: of several hosts each needs those of its own ranks alone.
+enum class Absent { refused, allowed };
+
 class EngineReader {
  public:
-  // Throws InvalidArgument, with what was found and what was wanted, unless `dir` holds a complete
-  // engine of a version that this program reads.
-  explicit EngineReader(const std::filesystem::path& dir);
+  // Throws InvalidArgument, with what was found and what was wanted, unless `dir` holds an engine
+  // of a version that this program reads, complete but for what may be absent.
+  explicit EngineReader(const std::filesystem::path& dir, Absent absent = Absent::refused);
 
   const std::filesystem::path& dir() const { return dir_; }
   const std::string& config_text() const { return config_text_; }
   int ranks() const { return int(files_.size()); }
   const std::vector<EngineFile>& files() const { return files_; }
+  // The names of the files that are not here.
+  const std::vector<std::string>& absent() const { return absent_; }
 
   bool has(std::string_view name) const { return matrices_.contains(name); }
   // Throws InvalidArgument if the engine has no such matrix.
@@ -90,8 +95,8 @@ class EngineReader {
   // where they are used); reading it again brings them back. Views of owned memory are ignored.
   void release(const View& view) const;
 
-  // Reads every byte and throws InvalidArgument naming the files whose checksum is not what
-  // config.json says. `progress` is told how much is done.
+  // Reads every byte of a complete engine and throws InvalidArgument naming the files whose
+  // checksum is not what config.json says. `progress` is told how much is done.
   void verify(
       const std::function<void(std::uint64_t done, std::uint64_t total)>& progress = {}) const;
 
@@ -111,10 +116,12 @@ class EngineReader {
   const Matrix& find(std::string_view name) const;
   const std::byte* mapped(std::span<const Slice> stacked) const;
   void assemble(const Slice& slice, std::byte* out) const;
+  std::string absent_text() const;
 
   std::filesystem::path dir_;
   std::string config_text_;
   std::vector<EngineFile> files_;
+  std::vector<std::string> absent_;
   std::vector<std::unique_ptr<SafetensorsFile>> maps_;
   std::unordered_map<std::string_view, Matrix> matrices_;
   std::vector<std::string_view> names_;

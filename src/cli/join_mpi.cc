@@ -4,6 +4,9 @@
 
 namespace ostro::cli {
 
-std::unique_ptr<comm::World> join_mpi(const Log& log) { return comm::mpi::join({.log = log}); }
+std::unique_ptr<comm::World> join_mpi(const PeerFlags& flags, const Log& log) {
+  return comm::mpi::join(
+      {.peer_timeout_seconds = flags.timeout_seconds, .peer_network = flags.network, .log = log});
+}
 
 }  // namespace ostro::cli

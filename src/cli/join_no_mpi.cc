@@ -2,7 +2,7 @@
 
 namespace ostro::cli {
 
-std::unique_ptr<comm::World> join_mpi(const Log&) {
+std::unique_ptr<comm::World> join_mpi(const PeerFlags&, const Log&) {
   OSTRO_THROW(Unsupported,
               "this build has no MPI transport; without mpirun, ostro starts the ranks by itself");
 }

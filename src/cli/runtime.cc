@@ -6,15 +6,19 @@
 #include <cstdio>
 #include <cstring>
 #include <new>
+#include <nlohmann/json.hpp>
 
 #include "api/make_cuda_backend.h"
 #include "backends/cpu/backend.h"
 #include "base/file.h"
+#include "base/host.h"
 #include "base/trace.h"
 #include "builder/dummy_source.h"
-#include "cli/join_mpi.h"
+#include "checkpoint/checksum.h"
+#include "cli/version.h"
 #include "comm/local/launch.h"
 #include "comm/mpi_launch.h"
+#include "engine/roll_call.h"
 
 namespace ostro::cli {
 namespace {
@@ -122,6 +126,9 @@ void check_sizes(const RuntimeFlags& flags) {
   OSTRO_REQUIRE(flags.kv_fraction >= 0 && flags.kv_fraction <= 1,
                 "--kv_cache_free_gpu_memory_fraction is ", flags.kv_fraction,
                 "; it must be in (0, 1]");
+  const double timeout = flags.peers.timeout_seconds;
+  OSTRO_REQUIRE(timeout == 0 || (timeout >= 0.1 && timeout <= 86400), "--peer_timeout is ", timeout,
+                "; it must be 0 (off) or from 0.1 to 86400");
 }
 
 void print_error(std::string_view message) {
@@ -129,17 +136,69 @@ void print_error(std::string_view message) {
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 
-std::unique_ptr<comm::World> join_ranks(int wanted) {
-  // What ends the program is told whatever --log_level says.
-  const Log errors(LogLevel::error, [](LogLevel, std::string_view m) { print_error(m); });
-  if (const auto launch = comm::mpi_launch()) {
-    OSTRO_REQUIRE(launch->ranks == wanted, "the engine needs ", wanted,
-                  wanted == 1 ? " rank" : " ranks", ", mpirun started ", launch->ranks,
-                  "; run: mpirun -n ", wanted, ' ', command_line);
-    return join_mpi(errors);
+// What is to be run.
+struct Opened {
+  std::unique_ptr<checkpoint::EngineReader> engine;  // empty for --dummy_weights
+  model::EngineConfig config;
+  model::Mapping mapping;
+
+  Opened(const RuntimeFlags& flags, checkpoint::Absent absent)
+      : engine(flags.dummy_weights
+                   ? nullptr
+                   : std::make_unique<checkpoint::EngineReader>(flags.engine_dir, absent)),
+        config(engine ? read_config(*engine) : dummy_config(flags)),
+        mapping(chosen_mapping(flags, config)) {
+    OSTRO_REQUIRE(!flags.emulate_fp8_activations ||
+                      config.model.quantization.weights == model::Quantization::Format::fp8,
+                  "--emulate_fp8_activations goes with fp8 weights, but those of this engine are ",
+                  model::dtype_flag(config.model.dtype));
   }
-  if (wanted == 1) return comm::make_single_world();
-  return comm::local::start_ranks(wanted, {.log = errors});
+};
+
+// As one of mpirun's ranks.
+Opened open_part(const RuntimeFlags& flags, const comm::MpiLaunch& launch) {
+  check_device(flags.device);
+  if (launch.rank == 0) check_can_be_written(flags.trace);
+  Opened opened(flags, checkpoint::Absent::allowed);
+  const std::int64_t wanted = opened.mapping.ranks();
+  OSTRO_REQUIRE(launch.ranks == wanted, "the engine needs ", wanted,
+                wanted == 1 ? " rank" : " ranks", ", mpirun started ", launch.ranks,
+                "; run: mpirun -n ", wanted, ' ', command_line);
+  if (opened.engine && opened.mapping == opened.config.mapping)
+    for (const std::string& name : opened.engine->absent())
+      OSTRO_REQUIRE(name != checkpoint::rank_file_name(launch.rank), "the engine ",
+                    flags.engine_dir, " lacks ", name, ", this rank's part: copy it to this host");
+  return opened;
+}
+
+// What this rank is for the roll call; `opened` is empty if the engine cannot be opened.
+engine::RankCard rank_card(const RuntimeFlags& flags, const comm::MpiLaunch& launch,
+                           std::optional<Opened>& opened) {
+  engine::RankCard card{.host = host_name(), .version = kVersion};
+  try {
+    opened.emplace(open_part(flags, launch));
+  } catch (...) {
+    const Failure failure = failure_at_hand();
+    card.error_code = failure.code;
+    card.error = failure.message;
+    return card;
+  }
+  const model::Mapping& m = opened->mapping;
+  checkpoint::Checksum sum;
+  const std::string config =
+      opened->engine ? opened->engine->config_text() : model::to_json(opened->config, {}).dump();
+  sum.add(std::as_bytes(std::span(config)));
+  card.dtype = model::dtype_flag(opened->config.model.dtype);
+  card.layout =
+      text("tp ", m.tp, " x pp ", m.pp, " (experts: tp ", m.moe_tp, " x ep ", m.moe_ep, ')');
+  card.engine = sum.text();
+  card.limits =
+      text("--max_batch_size ", flags.max_batch_size, " --max_num_tokens ", flags.max_num_tokens);
+  return card;
+}
+
+void warn_of_dummy_weights() {
+  std::fputs("ostro: this engine has dummy weights: what it generates means nothing\n", stderr);
 }
 
 // A trace for this rank if --trace asks for one: on all ranks or on none.
@@ -238,6 +297,13 @@ void RuntimeFlags::add(CLI::App& app) {
                "a CPU rounds the activations of fp8 weights as a GPU does");
   app.add_option("--trace", trace,
                  "write what every rank does when to this file: Chrome trace events (JSON)");
+  app.add_option("--peer_timeout", peers.timeout_seconds,
+                 "under mpirun: seconds of silence after which a rank counts as dead; 0: mpirun "
+                 "alone watches")
+      ->capture_default_str();
+  app.add_option("--peer_network", peers.network,
+                 "under mpirun: interface, network or address at which rank 0 listens for the "
+                 "others; default: all");
   log.add(app, "error");
 }
 
@@ -260,7 +326,7 @@ model::EngineConfig read_config(const checkpoint::EngineReader& engine) {
 
 model::EngineConfig config_of(const RuntimeFlags& flags) {
   if (flags.dummy_weights) return dummy_config(flags);
-  return read_config(checkpoint::EngineReader(flags.engine_dir));
+  return read_config(checkpoint::EngineReader(flags.engine_dir, checkpoint::Absent::allowed));
 }
 
 CapacityPolicy parse_capacity_policy(const std::string& policy) {
@@ -315,30 +381,37 @@ void remember_command_line(int argc, char** argv) {
 int run_on_ranks(const RuntimeFlags& flags, std::int64_t max_logit_rows,
                  const std::function<void(Session&)>& lead) {
   const Log log = flags.log.log();
-  check_device(flags.device);
+  // What ends the program is told whatever --log_level says.
+  const Log errors(LogLevel::error, [](LogLevel, std::string_view m) { print_error(m); });
   check_sizes(flags);
   check_shape(flags);
-  check_can_be_written(flags.trace);
-  std::unique_ptr<checkpoint::EngineReader> engine;
-  if (!flags.dummy_weights) engine = std::make_unique<checkpoint::EngineReader>(flags.engine_dir);
-  const model::EngineConfig config = engine ? read_config(*engine) : dummy_config(flags);
-  OSTRO_REQUIRE(!flags.emulate_fp8_activations ||
-                    config.model.quantization.weights == model::Quantization::Format::fp8,
-                "--emulate_fp8_activations goes with fp8 weights, but those of this engine are ",
-                model::dtype_flag(config.model.dtype));
-  const model::Mapping mapping = chosen_mapping(flags, config);
-  if (config.dummy && prints())
-    std::fputs("ostro: this engine has dummy weights: what it generates means nothing\n", stderr);
+  std::optional<Opened> opened;
+  std::unique_ptr<comm::World> world;
+  const auto launch = comm::mpi_launch();
+  if (launch) {
+    world = join_mpi(flags.peers, errors);
+  } else {
+    check_device(flags.device);
+    check_can_be_written(flags.trace);
+    opened.emplace(flags, checkpoint::Absent::refused);
+    const auto ranks = int(opened->mapping.ranks());
+    if (opened->config.dummy) warn_of_dummy_weights();
+    world =
+        ranks == 1 ? comm::make_single_world() : comm::local::start_ranks(ranks, {.log = errors});
+  }
 
-  const std::unique_ptr<comm::World> world = join_ranks(int(mapping.ranks()));
   Failure failure{0, ""};
   try {
+    if (launch) {
+      engine::call_roll(world->communicator(), rank_card(flags, *launch, opened));
+      if (opened->config.dummy && launch->rank == 0) warn_of_dummy_weights();
+    }
     std::unique_ptr<model::WeightSource> weights;
-    if (engine)
-      weights = std::make_unique<model::EngineWeights>(*engine);
+    if (opened->engine)
+      weights = std::make_unique<model::EngineWeights>(*opened->engine);
     else
-      weights = std::make_unique<builder::DummySource>(config.model);
-    run_rank(flags, max_logit_rows, *weights, config, mapping, *world, log, lead);
+      weights = std::make_unique<builder::DummySource>(opened->config.model);
+    run_rank(flags, max_logit_rows, *weights, opened->config, opened->mapping, *world, log, lead);
   } catch (...) {
     failure = failure_at_hand();
   }

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "checkpoint/engine_reader.h"
+#include "cli/join_mpi.h"
 #include "cli/shape_flags.h"
 #include "engine/rank.h"
 #include "ostro/executor.h"
@@ -29,6 +30,7 @@ struct RuntimeFlags {
   bool fp8 = false, fp8_kv = false;  // with dummy_weights
   bool emulate_fp8_activations = false;
   std::string trace;
+  PeerFlags peers;
   LogFlag log;
 
   void add(CLI::App& app);

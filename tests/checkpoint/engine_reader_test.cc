@@ -102,6 +102,19 @@ TEST_F(BrokenEngine, CutShort) {
   refused({"lacks rank1.safetensors, one of the 2 files"});
 }
 
+TEST_F(BrokenEngine, FilesThatMayBeAbsent) {
+  fs::remove(engine_ / "rank1.safetensors");
+  const EngineReader engine(engine_, Absent::allowed);
+  EXPECT_EQ(engine.absent(), std::vector<std::string>{"rank1.safetensors"});
+  EXPECT_EQ(engine.read({"a", {0, 3}, {0, 4}}).view.rows, 3);
+  expect_error<InvalidArgument>(
+      [&] {
+        engine.read({"b", {0, 2}, {0, 2}});
+      },
+      {"has no tensor \"b\"; not here: rank1.safetensors"});
+  EXPECT_THROW(engine.verify(), InternalError);
+}
+
 TEST_F(BrokenEngine, Newer) {
   change_config("\"format_version\": 1", "\"format_version\": 2");
   refused({"config.json was made by a newer Ostro, format 2; this program reads 1"});

@@ -17,10 +17,11 @@ using Clock = std::chrono::steady_clock;
 
 // The sleep is a tenth of the wait so far, so a message is seen late by at most a tenth of the time
 // that it took to come, and by no more than a millisecond; an idle rank takes under 1 % of a core.
-void pause(Clock::duration waited, std::chrono::nanoseconds spin) {
+void pause(Clock::duration waited, const WaitPolicy& policy) {
   constexpr Clock::duration kYield = 500us;  // below it, a sleep's own 50 us are more than a tenth
   constexpr Clock::duration kLongestSleep = 1ms;
-  if (waited < spin) return;
+  if (policy.failure->is_set()) OSTRO_THROW(DeviceError, policy.failure->text());
+  if (waited < policy.spin) return;
   if (waited < kYield)
     ::sched_yield();
   else
@@ -33,7 +34,7 @@ void wait_for(MPI_Request request, const char* call, const WaitPolicy& policy) {
     int done = 0;
     check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), call);
     if (done) return;
-    pause(Clock::now() - start, policy.spin);
+    pause(Clock::now() - start, policy);
   }
 }
 
@@ -43,7 +44,7 @@ void wait_for_message(MPI_Comm comm, int from, int tag, const WaitPolicy& policy
     int there = 0;
     check(MPI_Iprobe(from, tag, comm, &there, MPI_STATUS_IGNORE), "wait_for_message");
     if (there) return;
-    pause(Clock::now() - start, policy.spin);
+    pause(Clock::now() - start, policy);
   }
 }
 
@@ -76,7 +77,7 @@ void Exchange::wait(const char* call) {
     if (done) break;
     const Clock::duration waited = Clock::now() - start;
     if (waited > policy_.stall) throw_stalled(call);
-    pause(waited, policy_.spin);
+    pause(waited, policy_);
   }
   check_sizes(call);
   requests_.clear();

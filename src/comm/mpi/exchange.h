@@ -6,24 +6,26 @@
 #include <cstddef>
 #include <vector>
 
+#include "comm/heartbeat/first_failure.h"
 #include "comm/mpi/mpi.h"
 
 namespace ostro::comm::mpi {
 
 struct WaitPolicy {
-  std::chrono::nanoseconds spin;        // testing again at once; then the core is yielded
-  std::chrono::duration<double> stall;  // of timed waits
+  std::chrono::nanoseconds spin;           // testing again at once; then the core is yielded
+  std::chrono::duration<double> stall;     // of timed waits
+  const heartbeat::FirstFailure* failure;  // every wait ends with it as a DeviceError
 };
 
 // One turn of a wait that has lasted `waited`: nothing at first, then yields, then sleeps for a
-// part of it.
-void pause(std::chrono::steady_clock::duration waited, std::chrono::nanoseconds spin);
+// part of it. Throws DeviceError when another rank has failed.
+void pause(std::chrono::steady_clock::duration waited, const WaitPolicy& policy);
 
 // The rank in MPI_COMM_WORLD of rank `peer` of `comm`, for messages.
 int world_rank(MPI_Comm comm, int peer);
 
 // Waits for one request of a control call: for as long as the other ranks live, and after a while
-// at the cost of a test every millisecond.
+// at the cost of a test every millisecond. Throws DeviceError when one has failed.
 void wait_for(MPI_Request request, const char* call, const WaitPolicy& policy);
 
 // Waits in the same way until a message of `from` is there to be received.
@@ -39,8 +41,9 @@ class Exchange {
   void send(const void* data, std::size_t bytes, int to, int tag);
   void receive(void* data, std::size_t bytes, int from, int tag);
 
-  // Returns when all have arrived. Throws DeviceError naming `call` and the ranks that have not
-  // come after the stall time-out; InternalError if one has sent another number of bytes.
+  // Returns when all have arrived. Throws DeviceError with the failure of another rank, or naming
+  // `call` and the ranks that have not come after the stall time-out; InternalError if one has sent
+  // another number of bytes.
   void wait(const char* call);
 
  private:

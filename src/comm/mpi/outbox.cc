@@ -38,7 +38,7 @@ bool Outbox::send(const void* data, std::size_t bytes, int tag) {
     if (waited > policy_.stall)
       OSTRO_THROW(DeviceError, "send waited ", policy_.stall.count(), " s for ", messages_.size(),
                   " messages to be received by rank ", world_rank(comm_, to_));
-    pause(waited, policy_.spin);
+    pause(waited, policy_);
     forget_sent();
     at = place(taken);
   }

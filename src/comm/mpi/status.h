@@ -1,13 +1,9 @@
 // MPI's return codes as DeviceError.
 #pragma once
 
-#include <string>
-
 #include "comm/mpi/mpi.h"
 
 namespace ostro::comm::mpi {
-
-std::string host_name();
 
 // Throws DeviceError with `call` and MPI's own text unless `status` is MPI_SUCCESS. Communicators
 // need MPI_ERRORS_RETURN for it to get that far.
