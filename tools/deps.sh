@@ -3,8 +3,9 @@
 # it needs neither root nor a network and takes a moment). Debian 12 and Ubuntu 24.04.
 #
 #   tools/deps.sh            the build and the fast tests
-#   tools/deps.sh --slow     and what ./test.sh --slow uses: clang with libFuzzer, Chromium (Ubuntu
-#                            has it as a snap alone; without it the test of the page is skipped)
+#   tools/deps.sh --slow     and what ./test.sh --slow uses: clang with libFuzzer, an ssh server,
+#                            Chromium (Ubuntu has it as a snap alone; without it the test of the
+#                            page is skipped)
 #
 # From apt: the lists below. From PyPI, pinned by hash, into .deps/: each tools/deps/NAME.sh, run
 # once (the stamp .deps/stamps/NAME is the script's checksum, so an edited script runs again).
@@ -25,9 +26,10 @@ fi
 for arg in "$@"; do
   case $arg in
     --slow) tools+=(clang++-19:clang-19 clang-format:clang-format)
-            libraries+=(libclang-rt-19-dev)
+            # tests/mpi/hosts.py makes hosts with an sshd each. Installing the server starts one.
+            libraries+=(libclang-rt-19-dev iproute2 openssh-client openssh-server)
             ! grep -qs '^ID=debian' /etc/os-release || tools+=(chromium:chromium) ;;
-    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "tools/deps.sh: unknown argument '$arg' (known: --slow)" >&2; exit 2 ;;
   esac
 done

@@ -328,7 +328,7 @@ class FailureOfARank(ostro.Case):
         engine = ostro.build(self.path("engine"), folder, tp_size=2)
         csv = self.write("p.csv", "1,99\n")
         args = ["run", "--engine_dir", engine, "--input_file", csv, "--max_output_len", "4"]
-        text = "token 1 of the prompt is 99; the vocabulary has ids 0 to 63"
+        text = "prompt 0: token 1 of the prompt is 99; the vocabulary has ids 0 to 63"
         own = self.ostro(*args, code=2)
         self.assertEqual(own.err, "ostro: error: " + text + "\n")
         mpi = ostro.run_command([*mpirun(2), ostro.binary(), *args])

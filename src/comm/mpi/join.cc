@@ -124,7 +124,7 @@ class MpiWorld final : public World {
   void say(const std::string& line) const {
     // Time for a lower rank that has found the same to end this one before it repeats it.
     const int rank = group_->rank();
-    if (rank > 0) std::this_thread::sleep_for(rank == 1 ? 300ms : 3000ms);
+    if (rank > 0) std::this_thread::sleep_for(rank == 1 ? 300ms : 4000ms);
     options_.log.error(line);
   }
 
