@@ -14,15 +14,6 @@ class Dummy(ostro.Case):
     """Engines of random weights say so at every run."""
 
     WARNING = "ostro: this engine has dummy weights: what it generates means nothing\n"
-    SMALL = {
-        "n_layer": 1,
-        "n_embd": 64,
-        "n_head": 4,
-        "n_kv_head": 2,
-        "inter_size": 96,
-        "vocab_size": 128,
-        "n_positions": 64,
-    }
 
     def build(self, name, *args, **flags):
         result = self.ostro("build", "--output_dir", self.path(name), *args, *ostro.flags_of(flags))
@@ -51,7 +42,7 @@ class Dummy(ostro.Case):
         return result.out
 
     def test_preset_with_overrides(self):
-        engine = self.build("engine", "--preset", "mixtral-8x7b", **self.SMALL)
+        engine = self.build("engine", "--preset", "mixtral-8x7b", **ostro.SMALL)
         config = ostro.read_json(engine, "config.json")
         self.assertTrue(config["dummy"])
         model = config["model"]
@@ -74,7 +65,7 @@ class Dummy(ostro.Case):
         self.assertIn("dummy weights", out)
 
     def test_the_same_model_on_two_ranks(self):
-        one = self.build("one", "--preset", "mixtral-8x7b", "--dtype", "float32", **self.SMALL)
+        one = self.build("one", "--preset", "mixtral-8x7b", "--dtype", "float32", **ostro.SMALL)
         two = self.build(
             "two",
             "--preset",
@@ -85,16 +76,16 @@ class Dummy(ostro.Case):
             "2",
             "--moe_ep_size",
             "2",
-            **self.SMALL,
+            **ostro.SMALL,
         )
         self.assertEqual(self.tokens(one), self.tokens(two))
 
     def test_without_an_engine(self):
         shape = ("--preset", "mixtral-8x7b", "--dtype", "float32")
-        engine = self.build("engine", *shape, **self.SMALL)
+        engine = self.build("engine", *shape, **ostro.SMALL)
         csv = self.path("p.csv")
         want = self.tokens(engine)
-        flags = (*shape, *ostro.flags_of(self.SMALL), "--input_file", csv, "--max_output_len", "5")
+        flags = (*shape, *ostro.flags_of(ostro.SMALL), "--input_file", csv, "--max_output_len", "5")
         got = self.ostro("run", "--dummy_weights", *flags, "--end_id", "-1")
         self.assertEqual((got.out, got.err), (want, self.WARNING))
         two = self.ostro("run", "--dummy_weights", *flags, "--end_id", "-1", "--tp_size", "2")
@@ -103,13 +94,13 @@ class Dummy(ostro.Case):
         self.assertIn("go with --dummy_weights: an engine has its own", refused.err)
 
     def test_flags_alone(self):
-        engine = self.build("engine", "--moe_num_experts", "4", **self.SMALL)
+        engine = self.build("engine", "--moe_num_experts", "4", **ostro.SMALL)
         model = ostro.read_json(engine, "config.json")["model"]
         self.assertEqual(
             (model["architecture"], model["experts"], model["top_k"]), ("MixtralForCausalLM", 4, 2)
         )
         self.tokens(engine)
-        dense = self.build("dense", **self.SMALL)
+        dense = self.build("dense", **ostro.SMALL)
         model = ostro.read_json(dense, "config.json")["model"]
         self.assertEqual(
             (model["architecture"], model["experts"], model["dtype"]),

@@ -166,16 +166,7 @@ class Forms(ostro.Case):
                 self.assertEqual(tokens[name], tokens[twin], name)
 
     def test_dummy(self):
-        shape = {
-            "preset": "mixtral-8x7b",
-            "n_layer": 1,
-            "n_embd": 64,
-            "n_head": 4,
-            "n_kv_head": 2,
-            "inter_size": 96,
-            "vocab_size": 128,
-            "n_positions": 64,
-        }
+        shape = {"preset": "mixtral-8x7b", **ostro.SMALL}
         flags = ostro.flags_of({**shape, **self.FLAGS})
         engine = self.path("engine")
         self.ostro("build", "--output_dir", engine, *flags)

@@ -20,6 +20,17 @@ SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file_
 GOLDEN = os.path.join(SOURCE, "tests", "golden")
 TINY = os.path.join(SOURCE, "models", "tiny-mixtral")
 
+# The shape of a small dummy engine.
+SMALL = {
+    "n_layer": 1,
+    "n_embd": 64,
+    "n_head": 4,
+    "n_kv_head": 2,
+    "inter_size": 96,
+    "vocab_size": 128,
+    "n_positions": 64,
+}
+
 _binary = None
 
 

@@ -4,7 +4,8 @@
 //           between its largest magnitude and the rounding; of a longer one the rest is read again.
 // Traffic:  reads x once, writes a byte an element: 3 bytes an element of bf16.
 // Bound by: latency up to some hundred rows, then memory.
-// Floor on an H100 (3.15 TB/s): 3 * rows * k / 3.15e12 s; 8 us at 2048 rows of 4096.
+// Floor on an H100 (3.15 TB/s): 3 * rows * k / 3.15e12 s; 8 us at 2048 rows of 4096. Not
+//           measured.
 #include "backends/cuda/kernels/e4m3.cuh"
 #include "backends/cuda/kernels/quantise.h"
 #include "backends/cuda/launch.h"
