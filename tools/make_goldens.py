@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes tests/golden/<case>: tiny checkpoints of every shape that Ostro reads, with what Hugging
-Face transformers computes for them in float32.
+Face transformers computes for them in float32; and beams.json and sampling.json beside them.
 
-    tools/make_goldens.py                  write all cases (or those named)
+    tools/make_goldens.py                  write all cases (or those named; "decoding": the two files)
     tools/make_goldens.py --check          compute again from the committed files and compare
 
 Needs torch, transformers and safetensors from PyPI. The weights come from numpy's seeded
@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+import golden_decoding
 from golden_cases import CASES
 
 ROOT = Path(__file__).resolve().parent.parent / "tests" / "golden"
@@ -383,6 +384,8 @@ def main():
     for name, case in CASES.items():
         if not args.cases or name in args.cases:
             (check_case if args.check else make_case)(name, case)
+    if not args.cases or "decoding" in args.cases:
+        golden_decoding.check() if args.check else golden_decoding.make()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@
 //                         id alone is ignored
 //   min_tokens            x[end id] = -inf while the output is shorter
 //
-// Where no finite logit is left, the token is chosen from the model's logits after all.
+// Where no finite logit is left, the token is chosen from the model's logits after all
+// (transformers fails then). transformers has no presence and frequency penalty. The rest is
+// compared with it by tests/engine/transformers_rules_test.cc.
 //
 // A guide comes after them and is never overruled: what it allows is all that is left.
 #pragma once

@@ -71,6 +71,45 @@ class Shapes(ostro.Case):
         )
 
 
+class Beams(ostro.Case):
+    """Searches of several models, length penalties and ways to stop, of which beams end early."""
+
+    def test_searches_of_transformers(self):
+        searches = ostro.read_json(GOLDEN, "beams.json")["searches"]
+        engines, ended = {}, 0
+        for s in searches:
+            if s["checkpoint"] not in engines:
+                engines[s["checkpoint"]] = ostro.build(
+                    self.path("engine%d" % len(engines)),
+                    os.path.join(ostro.SOURCE, s["checkpoint"]),
+                    max_beam_width=s["num_beams"],
+                )
+            what = {k: v for k, v in s.items() if k != "cases"}
+            width, end = s["num_beams"], s["end_id"]
+            ids = self.generate(
+                engines[s["checkpoint"]],
+                [c["input_ids"] for c in s["cases"]],
+                s["new_tokens"],
+                num_beams=width,
+                length_penalty=s["length_penalty"],
+                early_stopping={False: 0, True: 1, "never": 2}[s["early_stopping"]],
+                end_id=end,
+                output_cum_log_probs_npy=self.path("sums.npy"),
+            )
+            sums = ostro.Npy(self.path("sums.npy")).values
+            for i, case in enumerate(s["cases"]):
+                # Ostro leaves the end id out.
+                want = [b[:-1] if b[-1] == end else b for b in case["beams"]]
+                self.assertEqual(ids[width * i : width * (i + 1)], want, (what, case["input_ids"]))
+                for j, beam in enumerate(case["beams"]):
+                    score = sums[width * i + j] / len(beam) ** s["length_penalty"]
+                    # Written with six digits after the point; the least is 0.03.
+                    self.assertAlmostEqual(score / case["scores"][j], 1, delta=5e-5, msg=what)
+                    ended += beam[-1] == end
+        beams = sum(len(c["beams"]) for s in searches for c in s["cases"])
+        self.assertTrue(beams / 4 < ended < beams, "some beams end early, and some do not")
+
+
 for _name in SHAPES:
     setattr(Shapes, "test_" + _name, lambda self, name=_name: self.check_shape(name))
 
