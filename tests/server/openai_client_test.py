@@ -77,7 +77,8 @@ class Client(serving.Case):
     def test_errors(self):
         for error, fields in ((openai.BadRequestError, {"temperature": 3}),
                               (openai.BadRequestError, {"max_tokens": 5000}),
-                              (openai.BadRequestError, {"extra_body": {"guided_json": {}}}),
+                              (openai.BadRequestError, {"extra_body": {"guided_regex": "(a"}}),
+                              (openai.BadRequestError, {"extra_body": {"no_such_field": 1}}),
                               (openai.NotFoundError, {"model": "gpt-4"})):
             with self.assertRaises(error) as caught:
                 self.chat(**fields)
