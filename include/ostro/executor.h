@@ -93,11 +93,14 @@ enum class GuideKind {
 // sequence ends when nothing can follow. It comes after the rules of SamplingConfig and is never
 // overruled by them. An output that max_new_tokens or a stop sequence ends is a beginning of such a
 // text. Guides that a compiler could take long for are refused: texts over 64 KiB, nested deeper
-// than 64, or with over 8192 symbols when bounded repetitions are written out.
+// than 64, or with over 8192 symbols when bounded repetitions are written out; so are those that it
+// does take more than 10 s for.
 struct Guide {
   GuideKind kind = GuideKind::json_object;
   std::string text = {};
   bool at_start = false;  // the output begins a text of its own: see Vocabulary::at_start
+  // Of JSON. false: a space after each comma and colon, as Python writes it, and no other.
+  bool any_spaces = true;
 };
 
 // The bytes of each token, for guides.
@@ -134,7 +137,7 @@ struct Request {
 
 enum class SubmitStatus {
   accepted,
-  queue_full,   // max_queue_size requests wait: try again later
+  queue_full,   // max_queue_size requests wait, or 4 guides are being compiled: try again later
   invalid,      // can never run: `message` says why
   unsupported,  // valid, but not in this build
   shut_down,    // shutdown() was called
@@ -294,7 +297,7 @@ class Executor {
   Submission submit(Request);
 
   // Compiles a guide and remembers it, on the thread that calls. Milliseconds for most, seconds for
-  // large ones. The `id` of the result is 0.
+  // large ones, 10 at most. The `id` of the result is 0.
   Submission prepare(const Guide&);
 
   // All responses that have come since the last call, of all requests or of one; waits for the

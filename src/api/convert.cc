@@ -73,7 +73,10 @@ guide::Guide to_engine(const Guide& g) {
   constexpr guide::Kind kinds[] = {guide::Kind::json_object, guide::Kind::json_schema,
                                    guide::Kind::regex, guide::Kind::grammar, guide::Kind::choice};
   OSTRO_REQUIRE(std::size_t(g.kind) < std::size(kinds), "there is no guide of kind ", int(g.kind));
-  return {.kind = kinds[std::size_t(g.kind)], .text = g.text, .at_start = g.at_start};
+  return {.kind = kinds[std::size_t(g.kind)],
+          .text = g.text,
+          .at_start = g.at_start,
+          .any_spaces = g.any_spaces};
 }
 
 guide::Vocabulary to_engine(const Vocabulary& v) { return {v.bytes, v.at_start}; }

@@ -48,7 +48,7 @@ Submission Executor::Core::submit(Request request) {
                   " ms; it must be 0 (none) or more");
     const std::optional<Guide> guide = std::move(request.guide);
     arrival.request = api::to_engine(std::move(request));
-    if (guide) arrival.request.guide = compile(*guide);
+    if (guide) arrival.request.guide = compile(*guide, result);
     engine_.check(arrival.request);
   } catch (const InvalidArgument& e) {
     result = {SubmitStatus::invalid, 0, e.what()};
@@ -82,19 +82,24 @@ Submission Executor::Core::submit(Request request) {
   return result;
 }
 
-std::shared_ptr<const guide::Grammar> Executor::Core::compile(const Guide& guide) {
+// Null and no success of `result` if too many others are at work.
+std::shared_ptr<const guide::Grammar> Executor::Core::compile(const Guide& guide,
+                                                              Submission& result) {
   OSTRO_REQUIRE(!config_.vocabulary.bytes.empty(),
                 "a guide needs the vocabulary of a tokenizer; this executor was given none");
   std::call_once(guides_made_, [&] {
     guides_ = std::make_unique<guide::Compiler>(api::to_engine(config_.vocabulary), model_.vocab);
   });
-  return guides_->compile(api::to_engine(guide));
+  auto grammar = guides_->compile(api::to_engine(guide));
+  if (!grammar) result = {SubmitStatus::queue_full, 0, "too many other guides are being compiled"};
+  return grammar;
 }
 
 Submission Executor::Core::prepare(const Guide& guide) {
   try {
-    compile(guide);
-    return {};
+    Submission result;
+    compile(guide, result);
+    return result;
   } catch (const InvalidArgument& e) {
     return {SubmitStatus::invalid, 0, e.what()};
   } catch (const Unsupported& e) {

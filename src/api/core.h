@@ -96,7 +96,7 @@ class Executor::Core {
   void deliver(std::vector<Response>);
   void fail(std::exception_ptr);
   double since(Clock::time_point) const;
-  std::shared_ptr<const guide::Grammar> compile(const Guide&);
+  std::shared_ptr<const guide::Grammar> compile(const Guide&, Submission& result);
   std::vector<Response> hand_out(std::map<RequestId, Ticket>::iterator);
 
   std::unique_ptr<api::Resources> resources_;

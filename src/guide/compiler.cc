@@ -1,6 +1,8 @@
 #include "guide/compiler.h"
 
 #include <algorithm>
+#include <system_error>
+#include <utility>
 
 #include "base/error.h"
 #include "guide/choice_list.h"
@@ -42,11 +44,11 @@ std::string reason(std::string message) {
 xgrammar::Grammar read(const Guide& guide) {
   switch (guide.kind) {
     case Kind::json_object:
-      return xgrammar::Grammar::FromJSONSchema(R"({"type": "object"})", true, std::nullopt,
-                                               std::nullopt, false, kMostSpaces);
+      return xgrammar::Grammar::FromJSONSchema(R"({"type": "object"})", guide.any_spaces,
+                                               std::nullopt, std::nullopt, false, kMostSpaces);
     case Kind::json_schema:
-      return xgrammar::Grammar::FromJSONSchema(guide.text, true, std::nullopt, std::nullopt, true,
-                                               kMostSpaces);
+      return xgrammar::Grammar::FromJSONSchema(guide.text, guide.any_spaces, std::nullopt,
+                                               std::nullopt, true, kMostSpaces);
     case Kind::regex:
       return xgrammar::Grammar::FromRegex(guide.text);
     case Kind::grammar:
@@ -110,7 +112,14 @@ struct Compiler::Tokens {
   mutable xgrammar::GrammarCompiler compiler;
 };
 
-Compiler::Compiler(Vocabulary vocabulary, std::int64_t vocab, std::size_t cache_bytes)
+// Of one guide, kept by all who wait for it.
+struct Compiler::Work {
+  std::shared_ptr<const Grammar> grammar;
+  std::exception_ptr error;
+  bool ended = false;
+};
+
+Compiler::Compiler(Vocabulary vocabulary, std::int64_t vocab, CompilerOptions options)
     : tokens_([&] {
         OSTRO_REQUIRE(std::int64_t(vocabulary.bytes.size()) <= vocab, "the vocabulary has ",
                       vocabulary.bytes.size(), " tokens, the model ", vocab);
@@ -119,8 +128,13 @@ Compiler::Compiler(Vocabulary vocabulary, std::int64_t vocab, std::size_t cache_
         return new Tokens{sets_of(vocabulary, vocab),
                           xgrammar::GrammarCompiler(info, 1, /*cache_enabled=*/false)};
       }()),
-      cache_bytes_(cache_bytes) {}
-Compiler::~Compiler() = default;
+      options_(options) {}
+
+Compiler::~Compiler() {
+  std::unique_lock lock(mutex_);
+  compiled_.wait(lock, [&] { return at_work_ == 0; });
+  join_ended(lock);
+}
 
 std::shared_ptr<const Grammar> Compiler::make(const Guide& guide) const {
   check_limits(guide);
@@ -138,39 +152,72 @@ std::shared_ptr<const Grammar> Compiler::make(const Guide& guide) const {
 }
 
 std::shared_ptr<const Grammar> Compiler::compile(const Guide& guide) {
+  const Clock::time_point deadline = Clock::now() + options_.time_limit;
   std::unique_lock lock(mutex_);
-  for (;;) {
-    const auto it = entries_.find(guide);
-    if (it == entries_.end()) break;
-    if (it->second.grammar) {
-      by_use_.splice(by_use_.begin(), by_use_, it->second.used);
-      return it->second.grammar;
-    }
-    compiled_.wait(lock);
+  join_ended(lock);
+  const auto known_or_free = [&] {
+    return entries_.contains(guide) || at_work_ < options_.at_work;
+  };
+  if (!compiled_.wait_until(lock, deadline, known_or_free)) return nullptr;
+  const auto it = entries_.find(guide);
+  if (it != entries_.end() && it->second.grammar) {
+    by_use_.splice(by_use_.begin(), by_use_, it->second.used);
+    return it->second.grammar;
   }
-  const auto it = entries_.emplace(guide, Entry{}).first;
-  lock.unlock();
-  std::shared_ptr<const Grammar> grammar;
+  const std::shared_ptr<Work> work = it != entries_.end() ? it->second.work : begin(guide);
+  const bool in_time = compiled_.wait_until(lock, deadline, [&] { return work->ended; });
+  OSTRO_REQUIRE(in_time, name(guide.kind), " cannot be used: it takes longer than ",
+                double(options_.time_limit.count()) / 1000, " s to compile");
+  if (work->error) std::rethrow_exception(work->error);
+  return work->grammar;
+}
+
+// Under the mutex.
+std::shared_ptr<Compiler::Work> Compiler::begin(const Guide& guide) {
+  auto made = std::make_shared<Work>();
+  const auto it = entries_.emplace(guide, Entry{nullptr, {}, made}).first;
+  const auto thread = threads_.emplace(threads_.end());
   try {
-    grammar = make(guide);
-  } catch (...) {
-    lock.lock();
+    *thread = std::thread([this, it, made, thread] {
+      try {
+        made->grammar = make(it->first);
+      } catch (...) {
+        made->error = std::current_exception();
+      }
+      const std::lock_guard lock(mutex_);
+      made->ended = true;
+      if (made->grammar) {
+        by_use_.push_front(&it->first);
+        it->second = {made->grammar, by_use_.begin(), nullptr};
+        bytes_ += size_of(*made->grammar);
+        evict();
+      } else {
+        entries_.erase(it);
+      }
+      ended_.splice(ended_.end(), threads_, thread);
+      --at_work_;
+      compiled_.notify_all();
+    });
+  } catch (const std::system_error& e) {
+    threads_.erase(thread);
     entries_.erase(it);
-    compiled_.notify_all();
-    throw;
+    OSTRO_THROW(DeviceError, "no thread can be started to compile a guide: ", e.what());
   }
+  ++at_work_;
+  return made;
+}
+
+void Compiler::join_ended(std::unique_lock<std::mutex>& lock) {
+  std::list<std::thread> ended = std::move(ended_);
+  ended_.clear();
+  lock.unlock();
+  for (std::thread& thread : ended) thread.join();
   lock.lock();
-  by_use_.push_front(&it->first);
-  it->second = {grammar, by_use_.begin()};
-  bytes_ += size_of(*grammar);
-  evict();
-  compiled_.notify_all();
-  return grammar;
 }
 
 // The one used last stays, whatever its size.
 void Compiler::evict() {
-  while (bytes_ > cache_bytes_ && by_use_.size() > 1) {
+  while (bytes_ > options_.cache_bytes && by_use_.size() > 1) {
     const auto it = entries_.find(*by_use_.back());
     bytes_ -= size_of(*it->second.grammar);
     by_use_.pop_back();

@@ -21,6 +21,7 @@ struct Guide {
   std::string text = {};
   bool at_start =
       false;  // the output begins a text: Vocabulary::at_start holds for its first token
+  bool any_spaces = true;  // of JSON; false: one after each comma and colon, and no other
   auto operator<=>(const Guide&) const = default;
 };
 

@@ -101,6 +101,9 @@ TEST_F(Guides, AcceptWhatTheyDescribe) {
   EXPECT_FALSE(accepts(matcher(Kind::json_schema, schema), R"({"z": 2, "a":"x"})"));
   EXPECT_FALSE(accepts(matcher(Kind::json_schema, schema), R"({"z": 30, "a":"z"})"));
   EXPECT_FALSE(accepts(matcher(Kind::json_schema, schema), R"({"z": 30})"));
+  const Guide tight{Kind::json_schema, schema, false, /*any_spaces=*/false};
+  EXPECT_TRUE(accepts(Matcher(compiler.compile(tight)), R"({"z": 30, "a": "x"})"));
+  EXPECT_FALSE(accepts(Matcher(compiler.compile(tight)), R"({"z": 30, "a":"x"})"));
   EXPECT_TRUE(accepts(matcher(Kind::json_object, ""), R"({"q": [1, {"r": null}]})"));
   EXPECT_FALSE(accepts(matcher(Kind::json_object, ""), "[1]"));
   EXPECT_FALSE(accepts(matcher(Kind::json_object, ""), "{" + std::string(40, ' ') + "}"));
@@ -170,11 +173,55 @@ TEST_F(Guides, ThreadsShareWhatIsCompiled) {
 }
 
 TEST(GuideCache, ForgetsWhatWasUsedLongestAgo) {
-  Compiler compiler(vocabulary(), kVocab, 1);
+  Compiler compiler(vocabulary(), kVocab, {.cache_bytes = 1});
   const auto a = compiler.compile({Kind::regex, "a", false});
   EXPECT_EQ(compiler.compile({Kind::regex, "a", false}), a);
   compiler.compile({Kind::regex, "b", false});
   EXPECT_NE(compiler.compile({Kind::regex, "a", false}), a);
+}
+
+// Takes a compiler a good while, within all other limits.
+Guide slow(int i) {
+  std::string regex = std::to_string(i);
+  for (int n = 0; n < 1000; ++n) regex += "(a|b|ab)?";
+  return {Kind::regex, regex, false};
+}
+
+// The machine may be so busy that a guide is ready before the one who waits for it looks: each test
+// has many tries, one of which must do.
+constexpr int kTries = 200;
+
+TEST(GuideTime, WhatTakesTooLongIsRefusedAndRememberedAllTheSame) {
+  Compiler compiler(vocabulary(), kVocab, {.time_limit = std::chrono::milliseconds(1)});
+  std::string refusal;
+  int i = 0;
+  for (; refusal.empty() && i < kTries; ++i) try {
+      compiler.compile(slow(i));
+    } catch (const InvalidArgument& e) {
+      refusal = e.what();
+    }
+  EXPECT_NE(refusal.find("takes longer than 0.001 s"), std::string::npos) << refusal;
+  for (;;) try {  // the test's own time limit is its end
+      EXPECT_NE(compiler.compile(slow(i - 1)), nullptr);
+      break;
+    } catch (const InvalidArgument&) {
+    }
+}
+
+TEST(GuideTime, WhatWasGivenUpIsStillAtWork) {
+  Compiler compiler(vocabulary(), kVocab,
+                    {.time_limit = std::chrono::milliseconds(1), .at_work = 1});
+  const auto is_null = [&](const Guide& guide) {
+    try {
+      return compiler.compile(guide) == nullptr;
+    } catch (const InvalidArgument&) {
+      return false;
+    }
+  };
+  bool no_room = false;
+  for (int i = 0; !no_room && i < kTries; ++i)
+    no_room = !is_null(slow(i)) && is_null({Kind::regex, std::to_string(i), false});
+  EXPECT_TRUE(no_room);
 }
 
 }  // namespace
