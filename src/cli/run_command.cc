@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "cli/commands.h"
+#include "cli/guide_flags.h"
 #include "cli/npy.h"
 #include "cli/prompts.h"
 #include "cli/runtime.h"
@@ -34,6 +35,7 @@ struct RunFlags {
   bool block_reuse = true, chunked_context = false;
   std::optional<std::int64_t> num_return_sequences;
   std::vector<std::string> bad_words;
+  GuideFlags guide;
 
   std::int32_t num_beams = 1;
   std::int64_t early_stopping = 1;  // as TensorRT-LLM counts: 0 no, 1 yes, else never
@@ -162,6 +164,7 @@ void RunFlags::add(CLI::App& app) {
                  "continuations of beam i (0 the best) get i times this added to their score")
       ->capture_default_str()
       ->group(search);
+  guide.add(app);
 }
 
 engine::Beams RunFlags::beams() const {
@@ -266,6 +269,9 @@ class Run {
         "--output_context_logits_npy takes one prompt and one sequence, there are ",
         sequences_.size());
     const engine::Beams beams = flags_.beams();
+    std::shared_ptr<const guide::Grammar> grammar;
+    if (const auto guide = flags_.guide.guide())
+      grammar = compile(*guide, *tokenizer_, model.vocab);
     const auto sequences = std::int32_t(beams.width > 1 ? flags_.sequences_each() : 1);
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
       engine::Sampling sampling = flags_.sampling;
@@ -284,7 +290,8 @@ class Run {
                                                          .prompt_log_probs = false,
                                                          .sequences = sequences,
                                                          .log_probs = log_probs,
-                                                         .beams = beams});
+                                                         .beams = beams,
+                                                         .guide = grammar});
       index_[id] = i;
     }
     for (std::size_t i = 0; i < prompts_.size(); ++i) {
@@ -446,6 +453,9 @@ int run_command(const Arguments& args) {
   const engine::Beams beams = flags.beams();
   engine::check(beams);
   engine::check(flags.sampling);
+  const bool guided = flags.guide.guide().has_value();
+  OSTRO_REQUIRE(!guided || !flags.prompts.tokenizer_dir.empty(),
+                "a guide is about text: it needs --tokenizer_dir");
   OSTRO_REQUIRE(flags.max_output_len > 0, "--max_output_len is ", flags.max_output_len,
                 "; it must be at least 1");
   OSTRO_REQUIRE(flags.prompts.max_input_length >= 0, "--max_input_length is ",

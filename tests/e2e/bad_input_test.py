@@ -181,6 +181,13 @@ class RunFlags(ostro.BadInput):
             with self.subTest(flags):
                 self.run_refused(*flags.split(), text=text)
 
+    def test_guides(self):
+        self.run_refused("--guided_regex", "a", text="a guide is about text: it needs --tokenizer_dir")
+        self.run_refused(
+            "--guided_regex", "a", "--guided_choice", "b", "--tokenizer_dir", TINY,
+            text="--guided_regex and --guided_choice both say what the output must look like",
+        )
+
     def test_sampling_values_out_of_range(self):
         for flags, text in (
             ("--repetition_penalty 0", "repetition_penalty is 0; it must be "),

@@ -385,6 +385,28 @@ class Run(ostro.Case):
             result.err, "^ostro: error: .*tokenizer_config.json.* is not a chat template: "
         )
 
+    def test_guided(self):
+        schema = ('{"type": "object", "properties": {"b": {"type": "boolean"}, "a": {"enum": [1, 2]}},'
+                  ' "required": ["b", "a"]}')
+        sampled = ["--top_k", "0", "--num_return_sequences", "2"]
+        for flags, fits in (
+            (["--guided_json", schema], lambda t: list(json.loads(t)) == ["b", "a"]),
+            (["--guided_regex", "[a-z]{3}(, [a-z]{3}){2}"],
+             lambda t: re.fullmatch("[a-z]{3}(, [a-z]{3}){2}", t)),
+            (["--guided_grammar", 'root ::= "x" tail\ntail ::= "y" | "z" tail'],
+             lambda t: re.fullmatch("xz*y", t)),
+            (["--guided_choice", "a dog", "a cat"], lambda t: t in ("a dog", "a cat")),
+        ):
+            for chat in ([], ["--chat"]):
+                out = self.run_text(*flags, *sampled, *chat, tokens=300).out
+                texts = re.findall(r'Beam \d\]: "(.*?)"\n(?=Output|$)', out, re.S)
+                self.assertEqual(len(texts), 2, out)
+                for text in texts:
+                    self.assertTrue(fits(text), text)
+        streamed = self.output("--guided_regex", "[0-9]{5}", "--streaming")
+        self.assertRegex(streamed, "^[0-9]{5}$")
+        self.assertEqual(streamed, self.output("--guided_regex", "[0-9]{5}", "--tp_size", "2"))
+
     # Files
 
     def test_output_files(self):
