@@ -8,10 +8,13 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "text/tokenizer_config.h"
 
 namespace ostro::txt {
 namespace {
+
+using nlohmann::ordered_json;
 
 constexpr std::size_t kLargestTemplateBytes = std::size_t{1} << 20;
 
@@ -40,6 +43,73 @@ std::string token_text(const std::optional<std::string>& configured, const Token
   if (configured) return *configured;
   return id ? std::string(tokenizer.piece(*id)) : "";
 }
+
+// As transformers passes it on: the arguments of calls are objects.
+ordered_json message_json(const ChatMessage& message) {
+  ordered_json json = {{"role", message.role}, {"content", message.content}};
+  for (const ChatToolCall& call : message.tool_calls)
+    json["tool_calls"].push_back(
+        {{"id", call.id},
+         {"type", "function"},
+         {"function", {{"name", call.name}, {"arguments", ordered_json::parse(call.arguments)}}}});
+  if (!message.tool_call_id.empty()) json["tool_call_id"] = message.tool_call_id;
+  if (!message.name.empty()) json["name"] = message.name;
+  return json;
+}
+
+// With spaces after commas and colons, as Mistral's models have seen JSON.
+std::string python_dump(const ordered_json& json) { return minja::Value(json).dump(-1, true); }
+
+std::string mistral_calls(const std::vector<ChatToolCall>& calls) {
+  if (calls.empty()) return {};
+  auto list = ordered_json::array();
+  for (const ChatToolCall& call : calls)
+    list.push_back(
+        {{"name", call.name}, {"arguments", ordered_json::parse(call.arguments)}, {"id", call.id}});
+  return text(kToolCalls, ' ', python_dump(list));
+}
+
+// A result that is JSON stands there as such.
+std::string mistral_result(const ChatMessage& message) {
+  ordered_json content = message.content;
+  try {
+    parse_json(message.content, "a result");  // it limits how deep that is
+    content = ordered_json::parse(message.content);
+  } catch (const InvalidArgument&) {
+  }
+  const ordered_json result = {{"content", std::move(content)}, {"call_id", message.tool_call_id}};
+  return text("[TOOL_RESULTS] ", python_dump(result), "[/TOOL_RESULTS]");
+}
+
+// Who may speak next in Mistral's form.
+class MistralTurns {
+ public:
+  void check(std::size_t i, const ChatMessage& message) {
+    const std::string& role = message.role;
+    OSTRO_REQUIRE(role == "user" || role == "assistant" || role == "tool", "message ", i,
+                  " has the role \"", role,
+                  "\"; Mistral's form has user, assistant, tool and, at the beginning, system");
+    if (role == "tool") {
+      OSTRO_REQUIRE(calls_ > 0, "message ", i,
+                    " is the result of a tool, and no call before it waits for one");
+      --calls_;
+      return;
+    }
+    check_end();
+    OSTRO_REQUIRE((role == "user") == question_next_, "message ", i, " is of the ", role,
+                  "; after the system message, user and assistant must alternate, user first");
+    calls_ = message.tool_calls.size();
+    // After the results the assistant goes on.
+    question_next_ = role == "assistant" && calls_ == 0;
+  }
+  void check_end() const {
+    OSTRO_REQUIRE(calls_ == 0, calls_, " tool calls of the assistant have no result");
+  }
+
+ private:
+  bool question_next_ = true;
+  std::size_t calls_ = 0;
+};
 
 }  // namespace
 
@@ -81,20 +151,18 @@ ChatTemplate ChatTemplate::load(const std::filesystem::path& directory,
   return from_jinja(found->second, std::move(ends), name);
 }
 
-std::string ChatTemplate::render(std::span<const ChatMessage> messages,
-                                 bool add_generation_prompt) const {
-  if (!program_) return render_mistral(messages);
-  auto list = nlohmann::ordered_json::array();
-  for (const ChatMessage& message : messages) {
-    list.push_back({{"role", message.role}, {"content", message.content}});
-  }
+std::string ChatTemplate::render(std::span<const ChatMessage> messages, bool add_generation_prompt,
+                                 const std::string& tools) const {
+  if (!program_) return render_mistral(messages, tools);
+  auto list = ordered_json::array();
+  for (const ChatMessage& message : messages) list.push_back(message_json(message));
   try {
-    const auto context = minja::Context::make(minja::Value(nlohmann::ordered_json{
+    const auto context = minja::Context::make(minja::Value(ordered_json{
         {"messages", std::move(list)},
         {"add_generation_prompt", add_generation_prompt},
         {"bos_token", ends_.bos},
         {"eos_token", ends_.eos},
-        {"tools", nullptr},
+        {"tools", tools.empty() ? ordered_json(nullptr) : ordered_json::parse(tools)},
         {"documents", nullptr},
     }));
     context->set("raise_exception", minja::Value::callable(raise_exception));
@@ -107,29 +175,35 @@ std::string ChatTemplate::render(std::span<const ChatMessage> messages,
   }
 }
 
-std::string ChatTemplate::render_mistral(std::span<const ChatMessage> messages) const {
+std::string ChatTemplate::render_mistral(std::span<const ChatMessage> messages,
+                                         const std::string& tools) const {
   std::string out = ends_.bos;
+  MistralTurns turns;
+  std::size_t last_question = messages.size();
+  while (last_question > 0 && messages[last_question - 1].role != "user") --last_question;
   std::string before_question;
-  bool question_next = true;
   for (std::size_t i = 0; i < messages.size(); ++i) {
-    const auto& [role, content] = messages[i];
-    if (role == "system" && i == 0) {
-      before_question = content + "\n\n";
+    const ChatMessage& message = messages[i];
+    if (message.role == "system" && i == 0) {
+      before_question = message.content + "\n\n";
       continue;
     }
-    OSTRO_REQUIRE(role == "user" || role == "assistant", "message ", i, " has the role \"", role,
-                  "\"; Mistral's form has user, assistant and, at the beginning, system");
-    OSTRO_REQUIRE((role == "user") == question_next, "message ", i, " is of the ", role,
-                  "; after the system message, user and assistant must alternate, user first");
-    if (question_next) {
-      out += "[INST] " + before_question + content + " [/INST]";
+    turns.check(i, message);
+    if (message.role == "user") {
+      if (!tools.empty() && i + 1 == last_question)
+        out += text("[AVAILABLE_TOOLS] ", python_dump(ordered_json::parse(tools)),
+                    "[/AVAILABLE_TOOLS]");
+      out += "[INST] " + before_question + message.content + " [/INST]";
       before_question.clear();
+    } else if (message.role == "tool") {
+      out += mistral_result(message);
     } else {
-      out += ' ' + content + ends_.eos;
+      if (!message.content.empty() || message.tool_calls.empty()) out += ' ' + message.content;
+      out += mistral_calls(message.tool_calls) + ends_.eos;
     }
-    question_next = !question_next;
   }
   OSTRO_REQUIRE(before_question.empty(), "a system message alone is no conversation");
+  turns.check_end();
   return out;
 }
 

@@ -64,6 +64,75 @@ TEST(ChatTemplate, SeesTheGenerationPromptAndTools) {
   EXPECT_EQ(chat.render(talk, false), "<|user|>a</s>");
 }
 
+constexpr const char* kTools =
+    R"([{"type": "function", "function": {"name": "f", "parameters": {"z": 1, "a": "é"}}}])";
+const std::vector<ChatMessage> kToolTalk = {
+    {"user", "Weather?"},
+    {.role = "assistant",
+     .content = "",
+     .tool_calls = {{"abcdefghi", "f", R"({"z":1,"a":[2]})"}, {"abcdefghj", "g", "{}"}}},
+    {.role = "tool", .content = R"({"b":1,"a":2})", .tool_call_id = "abcdefghi"},
+    {.role = "tool", .content = "21 \"C\"", .tool_call_id = "abcdefghj", .name = "g"}};
+
+TEST(ChatTemplate, MistralsFormHasToolsCallsAndResults) {
+  EXPECT_EQ(ChatTemplate::mistral(kEnds).render(kToolTalk, true, kTools),
+            R"(<s>[AVAILABLE_TOOLS] [{"type": "function", "function": {"name": "f", )"
+            R"("parameters": {"z": 1, "a": "é"}}}][/AVAILABLE_TOOLS][INST] Weather? [/INST])"
+            R"([TOOL_CALLS] [{"name": "f", "arguments": {"z": 1, "a": [2]}, "id": "abcdefghi"}, )"
+            R"({"name": "g", "arguments": {}, "id": "abcdefghj"}]</s>)"
+            R"([TOOL_RESULTS] {"content": {"b": 1, "a": 2}, "call_id": "abcdefghi"}[/TOOL_RESULTS])"
+            R"([TOOL_RESULTS] {"content": "21 \"C\"", "call_id": "abcdefghj"}[/TOOL_RESULTS])");
+  std::vector<ChatMessage> more = kToolTalk;
+  more.push_back({"assistant", "Mild."});
+  more.push_back({"user", "Thanks"});
+  EXPECT_TRUE(ChatTemplate::mistral(kEnds)
+                  .render(more, true, "[]")
+                  .ends_with("[/TOOL_RESULTS] Mild.</s>[AVAILABLE_TOOLS] [][/AVAILABLE_TOOLS]"
+                             "[INST] Thanks [/INST]"));
+}
+
+TEST(ChatTemplate, MistralsFormRefusesResultsThatNobodyWaitsFor) {
+  const auto refused = [](std::vector<ChatMessage> talk, std::initializer_list<const char*> words) {
+    return throws<InvalidArgument>([&] { ChatTemplate::mistral(kEnds).render(talk, true); }, words);
+  };
+  std::vector<ChatMessage> talk(kToolTalk.begin(), kToolTalk.end() - 1);
+  EXPECT_TRUE(refused(talk, {"1 tool calls", "no result"}));
+  talk.push_back({"user", "Well?"});
+  EXPECT_TRUE(refused(talk, {"1 tool calls", "no result"}));
+  talk = kToolTalk;
+  talk.push_back({"user", "Well?"});
+  EXPECT_TRUE(refused(talk, {"message 4", "alternate"}));
+  talk.back() = kToolTalk.back();
+  EXPECT_TRUE(refused(talk, {"message 4", "no call"}));
+}
+
+TEST(ChatTemplate, AResultThatNestsTooDeepStandsAsText) {
+  std::vector<ChatMessage> talk = kToolTalk;
+  talk[2].content = std::string(100000, '[');
+  EXPECT_NE(ChatTemplate::mistral(kEnds).render(talk, true).find("\"[[[["), std::string::npos);
+}
+
+// As templates of Mistral's instruction models go through tools, in outline.
+TEST(ChatTemplate, TemplatesSeeToolsCallsAndResults) {
+  const auto chat = ChatTemplate::from_jinja(
+      "{% if tools is not none %}{% for tool in tools %}{% set tool = tool.function %}"
+      "{% for key, value in tool.items() if key != 'return' %}{{ key }}={{ value | tojson }};"
+      "{% endfor %}{% endfor %}{% endif %}"
+      "{% for m in messages %}"
+      "{% if m.tool_calls is defined and m.tool_calls is not none %}"
+      "{% for call in m.tool_calls %}{% set out = call.function | tojson %}"
+      "{{ out[:-1] + ', \"id\": \"' + call.id + '\"}' }}"
+      "{% if call.id | length != 9 %}{{ raise_exception('id') }}{% endif %}{% endfor %}"
+      "{% elif m.role == 'tool' %}<{{ m.content | string }}|{{ m.tool_call_id }}|{{ m.name }}>"
+      "{% else %}{{ m.content }}{% endif %}{% endfor %}",
+      kEnds);
+  EXPECT_EQ(chat.render(kToolTalk, true, kTools),
+            R"(name="f";parameters={"z": 1, "a": "é"};Weather?)"
+            R"({"name": "f", "arguments": {"z": 1, "a": [2]}, "id": "abcdefghi"})"
+            R"({"name": "g", "arguments": {}, "id": "abcdefghj"})"
+            R"(<{"b":1,"a":2}|abcdefghi|><21 "C"|abcdefghj|g>)");
+}
+
 TEST(ChatTemplate, BlocksTakeTheirLine) {
   const auto chat =
       ChatTemplate::from_jinja("{% if true %}\n  {% set x = 1 %}\nx{{ x }}\n{% endif %}\n", kEnds);
