@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <functional>
 #include <map>
 #include <random>
 #include <thread>
@@ -292,6 +294,52 @@ TEST_F(ExecutorTest, ABeamSearchIsNotCancelledInParts) {
   const std::vector<Response> all = finish(g.executor, s.id);
   ASSERT_EQ(all.size(), 2u);
   for (const Response& r : all) EXPECT_EQ(r.finish, FinishReason::length);
+}
+
+// With as many beams as tokens a search of two steps leaves nothing out.
+TEST_F(ExecutorTest, BeamsAreTheBestOfAllSequences) {
+  constexpr std::int64_t kVocab = 24;
+  model::EngineConfig config = testing_engine::small_config();
+  config.model.vocab = kVocab;
+  config.limits.max_beam_width = kVocab;
+  const SmallEngine wide(config);
+  Executor executor({.engine_dir = wide.dir(), .threads = 1});
+  const std::vector<TokenId> prompt = {5, 6, 7};
+  const auto next = [&](std::vector<TokenId> tokens) {
+    Request r{.prompt = std::move(tokens), .max_new_tokens = 1};
+    r.log_probs = std::int32_t(kVocab);
+    return finish(executor, executor.submit(r).id).at(0).alternatives.at(0);
+  };
+  std::vector<std::pair<double, std::vector<TokenId>>> all;
+  for (const TokenLogProb& a : next(prompt)) {
+    std::vector<TokenId> longer = prompt;
+    longer.push_back(a.token);
+    for (const TokenLogProb& b : next(longer))
+      all.push_back({double(a.log_prob) + b.log_prob, {a.token, b.token}});
+  }
+  ASSERT_EQ(all.size(), std::size_t(kVocab * kVocab));
+  std::ranges::sort(all, std::greater{});
+
+  Request search{.prompt = prompt, .max_new_tokens = 2, .num_return_sequences = 3};
+  search.log_probs = 0;
+  search.sampling.num_beams = kVocab;
+  search.sampling.length_penalty = 2;
+  const Submission s = executor.submit(search);
+  ASSERT_TRUE(s) << s.message;
+  const std::vector<Response> beams = finish(executor, s.id);
+  ASSERT_EQ(beams.size(), 3u);
+  for (std::size_t i = 0; i < beams.size(); ++i) {
+    EXPECT_EQ(beams[i].sequence, std::int32_t(i));
+    EXPECT_TRUE(beams[i].is_final);
+    EXPECT_EQ(beams[i].tokens, all[i].second);
+    // Two sums of float32 log-probabilities below 2^4: each is off by 2^-20 at most.
+    EXPECT_NEAR(beams[i].score, all[i].first / 4, 1e-5);
+    EXPECT_NEAR(double(beams[i].log_probs.at(0)) + beams[i].log_probs.at(1), all[i].first, 1e-5);
+  }
+  search.sampling.num_beams = kVocab + 1;
+  const Submission refused = executor.submit(search);
+  EXPECT_EQ(refused.status, SubmitStatus::invalid);
+  EXPECT_NE(refused.message.find("max_beam_width 24"), std::string::npos) << refused.message;
 }
 
 TEST_F(ExecutorTest, AFullQueueIsAnAnswer) {
