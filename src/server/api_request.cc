@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "server/api_error.h"
+#include "server/beam_fields.h"
 #include "server/fields.h"
 #include "server/guide_fields.h"
 #include "server/prompt.h"
@@ -159,8 +160,8 @@ ApiRequest parse_completion(std::string_view body, const ServedModel& model) {
   if (const auto k = fields.integer("logprobs", 0, kMostAlternatives))
     r.log_probs = r.base.log_probs = std::int32_t(*k);
   if (r.echo) r.base.prompt_log_probs = r.log_probs;
-  fields.only("best_of", r.base.num_return_sequences);
   fields.only("suffix", "");
+  read_beams(fields, r);
   fields.refuse_others();
   if (r.base.max_new_tokens == 0 && !r.echo)
     throw ApiError(400, "\"max_tokens\" may be 0 only with \"echo\": true", "max_tokens",
@@ -176,6 +177,13 @@ ApiRequest parse_chat(std::string_view body, const ServedModel& model) {
   ApiRequest r = read_common(fields, body, model);
   r.chat = true;
   if (r.base.guide) r.base.guide->at_start = true;
+  r.tools = read_tools(fields, body);
+  if (r.tools && r.base.guide)
+    throw ApiError(400,
+                   "the answer can be a guided text or call tools, not both; with \"tool_choice\": "
+                   "\"none\" it is guided",
+                   "tools", "invalid_value");
+  if (r.tools && r.tools->forced) r.base.guide = guide_of(*r.tools);
   const json* messages = fields.any("messages");
   if (!messages) throw ApiError(400, "\"messages\" is missing", "messages", "missing_field");
   const auto old_name = fields.integer("max_tokens", 1, INT32_MAX);
@@ -192,8 +200,9 @@ ApiRequest parse_chat(std::string_view body, const ServedModel& model) {
                    "invalid_value");
   if (log_probs) r.log_probs = r.base.log_probs = std::int32_t(alternatives.value_or(0));
   fields.only("store", false);
+  read_beams(fields, r);
   fields.refuse_others();
-  r.prompts = {read_messages(*messages, model)};
+  r.prompts = {read_messages(*messages, r.tools, model)};
   check_lengths(r, model, "messages");
   return r;
 }
@@ -213,16 +222,19 @@ std::vector<TokenId> parse_tokenize(std::string_view body, const ServedModel& mo
   const auto words = fields.string("prompt");
   const json* messages = fields.any("messages");
   const auto special = fields.boolean("add_special_tokens");
+  const auto tools = read_tools(fields, body);
   fields.refuse_others();
   if (words.has_value() == (messages != nullptr))
     throw ApiError(400, "\"prompt\" or \"messages\" is wanted, one of them", "prompt",
                    "missing_field");
+  if (tools && !messages)
+    throw ApiError(400, "\"tools\" goes with \"messages\"", "tools", "invalid_value");
   if (!messages)
     return model.tokenizer.encode(*words, {.add_special_tokens = special.value_or(true)});
   if (special)
     throw ApiError(400, "\"add_special_tokens\" goes with \"prompt\"", "add_special_tokens",
                    "invalid_value");
-  return read_messages(*messages, model).ids;
+  return read_messages(*messages, tools, model).ids;
 }
 
 std::vector<TokenId> parse_detokenize(std::string_view body, const ServedModel& model) {

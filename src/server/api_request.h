@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ostro/executor.h"
+#include "server/tools.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -38,6 +39,7 @@ struct ApiRequest {
   bool echo = false;
   std::optional<std::int32_t> log_probs;  // alternatives at each place
   Request base;                           // for the executor, without the prompt
+  std::optional<ToolUse> tools;           // of a chat
   bool open_length = false;               // the answer may be as long as the model can
 };
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <deque>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "ostro/executor.h"
+#include "server/tool_calls.h"
 #include "text/detokenizer.h"
 #include "text/stop_strings.h"
 
@@ -28,20 +30,21 @@ class Choice {
  public:
   struct Piece {
     std::string text;
-    std::vector<ScoredToken>
-        tokens;  // those whose text is out, if log-probabilities were asked for
+    std::vector<ToolCallDelta> calls = {};
+    std::vector<ScoredToken> tokens =
+        {};  // those whose text is out, if log-probabilities were asked for
   };
 
   // `context`: the tokens before the first, where the text goes on from theirs; else empty.
+  // `tools`: whose calls are looked for.
   Choice(const txt::Tokenizer& tokenizer, std::span<const TokenId> context,
-         std::vector<std::string> stops)
-      : detokenizer_(tokenizer, context), stops_(std::move(stops)) {}
+         std::vector<std::string> stops, const std::optional<ToolUse>& tools = {});
 
   // What has become certain with a response of this sequence. Nothing once it has ended.
   Piece push(const Response&);
 
-  // "stop", "length" or "dead_end" once the sequence has ended, by itself or by a stop string; ""
-  // before, and when it was broken off.
+  // "stop", "tool_calls", "length" or "dead_end" once the sequence has ended, by itself or by a
+  // stop string; "" before, and when it was broken off.
   std::string_view finish_reason() const { return finish_reason_; }
   bool ended() const { return !finish_reason_.empty(); }
   std::int64_t tokens() const { return tokens_; }
@@ -51,11 +54,16 @@ class Choice {
     ScoredToken token;
     std::optional<std::size_t> end;  // bytes of text up to its end; none: its text is not whole yet
   };
+  void read_tokens(const Response&, Piece& piece);
+  void end_text(FinishReason, Piece& piece);
+  void read_calls(Piece& piece);
   void add_text(std::string_view text, Piece& piece);
   void release_tokens(Piece& piece);
 
   txt::IncrementalDetokenizer detokenizer_;
   txt::StopStrings stops_;
+  std::unique_ptr<ToolCallReader> calls_;  // null: there are no tools
+  std::optional<TokenId> call_token_;      // that means kToolCalls and has no text
   std::deque<Held> held_;
   std::size_t made_bytes_ = 0;      // by the detokenizer
   std::size_t released_bytes_ = 0;  // to the client

@@ -28,6 +28,33 @@ ordered_json text_or_null(std::string_view text) {
   return text;
 }
 
+// The first part of a call has what the later ones go on from.
+ordered_json delta_json(const ToolCallDelta& call) {
+  if (call.name.empty())
+    return {{"index", call.index}, {"function", {{"arguments", call.arguments}}}};
+  return {{"index", call.index},
+          {"id", call.id},
+          {"type", "function"},
+          {"function", {{"name", call.name}, {"arguments", call.arguments}}}};
+}
+
+ordered_json message_json(const Choice::Piece& said) {
+  ordered_json message = {{"role", "assistant"}, {"content", said.text}};
+  if (said.calls.empty()) return message;
+  if (said.text.empty()) message["content"] = nullptr;
+  ordered_json calls = ordered_json::array();
+  for (const ToolCallDelta& part : said.calls) {
+    if (part.index == calls.size())
+      calls.push_back({{"id", part.id},
+                       {"type", "function"},
+                       {"function", {{"name", part.name}, {"arguments", ""}}}});
+    auto& arguments = calls[part.index]["function"]["arguments"].get_ref<std::string&>();
+    arguments += part.arguments;
+  }
+  message["tool_calls"] = std::move(calls);
+  return message;
+}
+
 }  // namespace
 
 std::string sse_event(std::string_view json) {
@@ -67,6 +94,8 @@ std::string CompletionJson::chunk(std::size_t index, const Choice::Piece& piece,
   } else {
     choice["delta"] = ordered_json::object();
     if (!piece.text.empty()) choice["delta"]["content"] = piece.text;
+    for (const ToolCallDelta& call : piece.calls)
+      choice["delta"]["tool_calls"].push_back(delta_json(call));
   }
   choice["logprobs"] = log_probs(index, piece);
   choice["finish_reason"] = text_or_null(finish);
@@ -98,7 +127,7 @@ std::string CompletionJson::whole(const std::vector<WholeChoice>& choices, const
   for (std::size_t i = 0; i < choices.size(); ++i) {
     ordered_json choice = {{"index", i}};
     if (chat_)
-      choice["message"] = {{"role", "assistant"}, {"content", choices[i].piece.text}};
+      choice["message"] = message_json(choices[i].piece);
     else
       choice["text"] = choices[i].piece.text;
     choice["logprobs"] = log_probs(i, choices[i].piece);

@@ -35,7 +35,7 @@ Generation::Generation(ApiRequest request, std::string request_id, const ServedM
       // A completion goes on from its prompt's text; a chat's answer stands for itself.
       outputs_.push_back(
           {.choice = Choice(model.tokenizer, request_.chat ? std::vector<TokenId>{} : prompt.ids,
-                            request_.stops),
+                            request_.stops, request_.tools),
            .whole = {}});
 }
 
@@ -127,13 +127,14 @@ void Generation::echo(std::size_t p) {
 }
 
 void Generation::give(std::size_t index, Choice::Piece piece, std::string_view finish) {
-  if (piece.text.empty() && piece.tokens.empty() && finish.empty()) return;
+  if (piece.text.empty() && piece.calls.empty() && piece.tokens.empty() && finish.empty()) return;
   if (request_.stream) {
     pending_ += sse_event(json_.chunk(index, piece, finish, request_.include_usage));
     return;
   }
   Choice::Piece& whole = outputs_[index].whole;
   whole.text += piece.text;
+  std::move(piece.calls.begin(), piece.calls.end(), std::back_inserter(whole.calls));
   std::move(piece.tokens.begin(), piece.tokens.end(), std::back_inserter(whole.tokens));
 }
 

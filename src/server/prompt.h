@@ -2,6 +2,7 @@
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <vector>
 
 #include "server/api_request.h"
@@ -17,7 +18,9 @@ std::vector<Prompt> read_prompts(const nlohmann::json& value, const ServedModel&
 std::vector<TokenId> read_ids(const nlohmann::json& value, const std::string& param,
                               const ServedModel&);
 
-// A conversation through the model's chat template, ready for the assistant's turn.
-Prompt read_messages(const nlohmann::json& value, const ServedModel&);
+// A conversation through the model's chat template, ready for the assistant's turn; where calls of
+// tools are forced, that has begun.
+Prompt read_messages(const nlohmann::json& value, const std::optional<ToolUse>&,
+                     const ServedModel&);
 
 }  // namespace ostro::server

@@ -5,6 +5,7 @@ this file then runs itself.
 """
 
 import concurrent.futures
+import json
 import os
 import subprocess
 import sys
@@ -24,8 +25,19 @@ except ImportError:
     openai = None
 
 
+TOOLS = [
+    {"type": "function", "function": {
+        "name": "find_dog",
+        "parameters": {"type": "object", "properties": {
+            "breed": {"enum": ["poodle", "beagle"]}, "age": {"type": "integer", "minimum": 0, "maximum": 20}},
+            "required": ["breed", "age"]}}},
+    {"type": "function", "function": {"name": "list_dogs"}},
+]
+
+
 class Client(serving.Case):
     FLAGS = {"api_key": "secret", "max_batch_size": 8}
+    BUILD = {"max_beam_width": 4}
 
     def setUp(self):
         super().setUp()
@@ -73,6 +85,44 @@ class Client(serving.Case):
         self.assertEqual(parts[-1].choices[0].finish_reason, whole.choices[0].finish_reason)
         extra = self.chat(extra_body={"top_k": 1, "min_p": 0.1}, temperature=1)
         self.assertEqual(extra.choices[0].message.content, text)
+
+    def test_a_forced_tool_and_its_result(self):
+        choice = self.chat(tools=TOOLS, max_tokens=200, parallel_tool_calls=False, tool_choice={
+            "type": "function", "function": {"name": "find_dog"}}).choices[0]
+        self.assertEqual(choice.finish_reason, "tool_calls")
+        (call,) = choice.message.tool_calls
+        self.assertEqual((call.type, call.function.name), ("function", "find_dog"))
+        self.assertIn(json.loads(call.function.arguments)["breed"], ("poodle", "beagle"))
+        talk = [*MESSAGES, choice.message, {"role": "tool", "tool_call_id": call.id, "content": "Rex"}]
+        answer = self.chat(messages=talk, tools=TOOLS).choices[0]
+        self.assertIsNone(answer.message.tool_calls)
+        self.assertTrue(answer.message.content)
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.chat(messages=[*talk, talk[-1]], tools=TOOLS)
+        self.assertEqual(caught.exception.param, "messages[4].tool_call_id")
+
+    def test_streamed_tools(self):
+        fields = {"tools": TOOLS, "tool_choice": "required", "max_tokens": 700,
+                  "temperature": 1, "seed": 1}
+        whole = self.chat(**fields).choices[0]
+        with self.client.chat.completions.stream(model="tiny", messages=MESSAGES, **fields) as stream:
+            kinds = [event.type for event in stream]
+            final = stream.get_final_completion().choices[0]
+        self.assertIn("tool_calls.function.arguments.delta", kinds)
+        self.assertEqual(kinds.count("tool_calls.function.arguments.done"),
+                         len(whole.message.tool_calls))
+        self.assertEqual(final.finish_reason, "tool_calls")
+        self.assertEqual([(c.function.name, c.function.arguments) for c in final.message.tool_calls],
+                         [(c.function.name, c.function.arguments) for c in whole.message.tool_calls])
+
+    def test_beams(self):
+        extra = {"use_beam_search": True, "best_of": 4, "early_stopping": True}
+        best = self.complete(n=2, extra_body=extra)
+        self.assertEqual(len({c.text for c in best.choices}), 2)
+        self.assertTrue(self.chat(extra_body=extra).choices[0].message.content)
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.complete(stream=True, extra_body=extra)
+        self.assertEqual(caught.exception.param, "stream")
 
     def test_errors(self):
         for error, fields in ((openai.BadRequestError, {"temperature": 3}),

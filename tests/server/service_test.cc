@@ -219,6 +219,171 @@ TEST_F(ServiceTest, AChatStreamHasItsRoleFirstAndUsageLast) {
   EXPECT_EQ(events[3], "[DONE]");
 }
 
+const json kToolFields = json::parse(R"({"tools": [{"type": "function", "function": {"name": "f",
+    "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}}]})");
+
+TEST_F(ServiceTest, ACallThatTheModelMakesByItself) {
+  json body = {{"messages", {{{"role", "user"}, {"content", "Hi"}}}}};
+  body.update(kToolFields);
+  for (const bool stream : {false, true}) {
+    body["stream"] = stream;
+    const auto reply = request("/v1/chat/completions", body);
+    const auto id = RequestId(generator.requests.size());
+    EXPECT_FALSE(generator.requests.back().guide);
+    EXPECT_NE(tokenizer().decode(generator.requests.back().prompt).find("[AVAILABLE_TOOLS] [{"),
+              std::string::npos);
+    for (TokenId t : ids(R"(Let me see.[TOOL_CALLS] [{"name": "f", "arguments": {"x": 3}}])"))
+      respond(id, {t});
+    respond(id, {2}, FinishReason::end_id);
+    ASSERT_TRUE(reply->ended);
+    json call, content = "";
+    if (stream) {
+      const std::vector<json> events = reply->events();
+      EXPECT_EQ(events.at(events.size() - 2)["choices"][0]["finish_reason"], "tool_calls");
+      for (const json& e : events) {
+        if (!e.is_object()) continue;
+        const json& delta = e["choices"][0]["delta"];
+        if (delta.contains("tool_calls")) call = delta["tool_calls"].at(0);
+        content = content.get<std::string>() + delta.value("content", "");
+      }
+      EXPECT_EQ(call["index"], 0);
+      call.erase("index");
+    } else {
+      EXPECT_EQ(reply->choice()["finish_reason"], "tool_calls");
+      call = reply->choice()["message"]["tool_calls"].at(0);
+      content = reply->choice()["message"]["content"];
+    }
+    EXPECT_EQ(content, "Let me see.");
+    EXPECT_EQ(call["id"].get<std::string>().size(), 9u);
+    call.erase("id");
+    EXPECT_EQ(call, json::parse(R"({"type": "function",
+                                    "function": {"name": "f", "arguments": "{\"x\":3}"}})"));
+  }
+}
+
+TEST_F(ServiceTest, AForcedCallIsGuidedAndItsPromptHasTheMarker) {
+  json body = {{"messages", {{{"role", "user"}, {"content", "Hi"}}}}, {"tool_choice", "required"}};
+  body.update(kToolFields);
+  const auto reply = request("/v1/chat/completions", body);
+  ASSERT_EQ(generator.requests.size(), 1u);
+  EXPECT_EQ(generator.requests[0].guide->kind, GuideKind::json_schema);
+  EXPECT_TRUE(tokenizer().decode(generator.requests[0].prompt).ends_with("[/INST][TOOL_CALLS]"));
+  for (TokenId t : ids(R"([{"name": "f", "arguments": {"x": 3)")) respond(1, {t});
+  respond(1, {}, FinishReason::length);
+  const json choice = reply->choice();
+  EXPECT_EQ(choice["finish_reason"], "length");
+  EXPECT_TRUE(choice["message"]["content"].is_null());
+  EXPECT_EQ(choice["message"]["tool_calls"][0]["function"]["arguments"], "{\"x\": 3");
+}
+
+TEST_F(ServiceTest, ResultsOfToolsGoToTheTemplate) {
+  const json talk = json::parse(R"([
+      {"role": "user", "content": "Hi"},
+      {"role": "assistant", "content": null, "refusal": null, "tool_calls":
+       [{"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+      {"role": "tool", "tool_call_id": "abcdefghi", "content": [{"type": "text", "text": "7"}]}])");
+  request("/v1/chat/completions", {{"messages", talk}});
+  ASSERT_EQ(generator.requests.size(), 1u);
+  EXPECT_NE(tokenizer()
+                .decode(generator.requests[0].prompt)
+                .find(R"([TOOL_RESULTS] {"content": 7, "call_id": "abcdefghi"}[/TOOL_RESULTS])"),
+            std::string::npos);
+  const auto refused = [&](const char* pointer, json value, const std::string& param,
+                           const char* words) {
+    json bad = talk;
+    if (value.is_discarded())
+      bad[json::json_pointer(pointer).parent_pointer()].erase(json::json_pointer(pointer).back());
+    else
+      bad[json::json_pointer(pointer)] = std::move(value);
+    const auto reply = request("/v1/chat/completions", {{"messages", bad}});
+    EXPECT_EQ(reply->response.status, 400);
+    EXPECT_EQ(reply->error()["param"], param);
+    EXPECT_NE(reply->error()["message"].get<std::string>().find(words), std::string::npos)
+        << reply->error();
+  };
+  const json gone = json(json::value_t::discarded);
+  const std::string call = "messages[1].tool_calls[0]";
+  refused("/2/tool_call_id", gone, "messages[2].tool_call_id", "missing");
+  refused("/2/tool_call_id", "abc", "messages[2].tool_call_id", "\"abc\", which is of no call");
+  refused("/3", talk[2], "messages[3].tool_call_id", "has its result already");
+  refused("/3", talk[1], "messages[3].tool_calls[0].id", "an earlier call");
+  refused("/1/tool_calls", json::array(), "messages[1].tool_calls", "1 to 128");
+  refused("/1/tool_calls/0/id", "", call + ".id", "1 to 64");
+  refused("/1/tool_calls/0/id", std::string(65, 'x'), call + ".id", "1 to 64");
+  refused("/1/tool_calls/0/type", "web", call + ".type", "web");
+  refused("/1/tool_calls/0/function", gone, call + ".function", "missing");
+  refused("/1/tool_calls/0/function/name", "a b", call + ".function.name", "a b");
+  refused("/1/tool_calls/0/function/arguments", json::object(), call + ".function.arguments",
+          "a string");
+  refused("/1/tool_calls/0/function/arguments", "{", call + ".function.arguments", "arguments");
+  refused("/1/tool_calls/0/function/arguments", "[]", call + ".function.arguments", "object");
+  refused("/0/tool_calls", talk[1]["tool_calls"], "messages[0].tool_calls", "does not support");
+  refused("/0/content", gone, "messages[0].content", "missing");
+}
+
+TEST_F(ServiceTest, BeamsAreSearchedByVllmsNames) {
+  complete({{"use_beam_search", true},
+            {"n", 2},
+            {"best_of", 4},
+            {"length_penalty", 0.5},
+            {"early_stopping", "never"}});
+  const Request& r = generator.requests.at(0);
+  EXPECT_EQ(r.sampling.num_beams, 4);
+  EXPECT_EQ(r.num_return_sequences, 2);
+  EXPECT_EQ(r.sampling.length_penalty, 0.5f);
+  EXPECT_EQ(r.sampling.early_stopping, EarlyStopping::never);
+  EXPECT_EQ(r.sampling.temperature, 0);
+  complete({{"use_beam_search", true}, {"n", 3}, {"early_stopping", true}, {"temperature", 0}});
+  EXPECT_EQ(generator.requests.at(1).sampling.num_beams, 3);
+  EXPECT_EQ(generator.requests.at(1).sampling.early_stopping, EarlyStopping::yes);
+  request("/v1/chat/completions", {{"messages", {{{"role", "user"}, {"content", "Hi"}}}},
+                                   {"use_beam_search", true},
+                                   {"beam_width", 5}});
+  EXPECT_EQ(generator.requests.at(2).sampling.num_beams, 5);
+  EXPECT_EQ(generator.requests.at(2).sampling.early_stopping, EarlyStopping::no);
+  complete({{"use_beam_search", false},
+            {"best_of", 1},
+            {"length_penalty", 1.0},
+            {"early_stopping", false}});
+  EXPECT_EQ(generator.requests.at(3).sampling.num_beams, 1);
+  EXPECT_EQ(generator.requests.at(3).sampling.temperature, 1);
+
+  const std::tuple<json, const char*, const char*> all[] = {
+      {{{"best_of", 2}}, "best_of", "supports only 1"},
+      {{{"beam_width", 2}}, "beam_width", "goes with"},
+      {{{"length_penalty", 2}}, "length_penalty", "goes with"},
+      {{{"early_stopping", true}}, "early_stopping", "goes with"},
+      {{{"use_beam_search", true}, {"stream", true}}, "stream", "not streamed"},
+      {{{"use_beam_search", true}, {"stop", "x"}}, "stop", "search"},
+      {{{"use_beam_search", true}, {"guided_regex", "x"}}, "use_beam_search", "guided"},
+      {{{"use_beam_search", true}, {"temperature", 0.5}}, "temperature", "it is 0.5"},
+      {{{"use_beam_search", true}, {"top_p", 0.5}}, "top_p", "must be 1"},
+      {{{"use_beam_search", true}, {"top_k", 5}}, "top_k", "it is 5"},
+      {{{"use_beam_search", true}, {"min_p", 0.5}}, "min_p", "it is 0.5"},
+      {{{"use_beam_search", true}, {"n", 3}, {"best_of", 2}}, "n", "\"n\" is 3; there are 2"},
+      {{{"use_beam_search", true}, {"beam_width", 3}, {"best_of", 2}}, "best_of", "is 3 and"},
+      {{{"use_beam_search", true}, {"beam_width", 129}}, "beam_width", "1 to 128"},
+      {{{"use_beam_search", true}, {"early_stopping", 3}}, "early_stopping", "\"never\""},
+  };
+  for (const auto& [fields, param, words] : all) {
+    const auto reply = complete(fields);
+    EXPECT_EQ(reply->response.status, 400) << fields;
+    EXPECT_EQ(reply->error()["param"], param);
+    EXPECT_NE(reply->error()["message"].get<std::string>().find(words), std::string::npos)
+        << reply->error();
+  }
+}
+
+TEST_F(ServiceTest, ToolsDoNotGoWithAnotherGuide) {
+  json body = {{"messages", {{{"role", "user"}, {"content", "Hi"}}}}, {"guided_regex", "a"}};
+  body.update(kToolFields);
+  EXPECT_EQ(request("/v1/chat/completions", body)->error()["param"], "tools");
+  body["tool_choice"] = "none";
+  EXPECT_FALSE(request("/v1/chat/completions", body)->ended);
+  ASSERT_EQ(generator.requests.size(), 1u);
+  EXPECT_EQ(tokenizer().decode(generator.requests[0].prompt).find("TOOLS"), std::string::npos);
+}
+
 TEST_F(ServiceTest, ChoicesOfSeveralPromptsAreInOrder) {
   const auto reply = complete({{"prompt", {"one", "two"}}, {"n", 2}});
   EXPECT_EQ(generator.requests.size(), 2u);

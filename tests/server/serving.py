@@ -122,14 +122,15 @@ class Server:
 
 
 class Case(ostro.Case):
-    """Tests of one server, started with cls.FLAGS."""
+    """Tests of one server, started with cls.FLAGS, of an engine built with cls.BUILD."""
 
     FLAGS = {}
+    BUILD = {}
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.engine = ostro.build(os.path.join(cls.shared, "tiny"))
+        cls.engine = ostro.build(os.path.join(cls.shared, "tiny"), **cls.BUILD)
         cls.server = Server(cls.engine, **cls.FLAGS)
         cls.addClassCleanup(cls.server.kill)
 
