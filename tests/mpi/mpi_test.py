@@ -232,6 +232,8 @@ class Death(ostro.Case):
                 stderr=err,
                 stdin=subprocess.DEVNULL,
                 env=ostro.environment(),
+                # What a shell starts behind `&` ignores it, and so does all that it starts.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         pids = []
         try:
