@@ -67,11 +67,17 @@ xgrammar::Grammar parse(const Guide& guide) {
   return grammar;
 }
 
-// What a text may begin with: each token by the bytes that it stands for there.
+// What an output may begin with; at_start: each token by the bytes that it stands for there.
 std::vector<std::uint32_t> first_tokens(const Grammar& grammar) {
+  const double begin = thread_seconds();
   xgrammar::GrammarMatcher matcher(grammar.compiled);
   std::vector<std::uint32_t> first(words_for(grammar.tokens->vocab));
   fill(matcher, *grammar.tokens, first);
+  const double seconds = thread_seconds() - begin;
+  OSTRO_REQUIRE(seconds <= kLongestTokenSeconds,
+                "the guide has so many ways to begin that the first ", "token takes ", seconds,
+                " s; the limit is ", kLongestTokenSeconds, " s");
+  if (!grammar.at_start) return first;
   for (const auto& [token, bytes] : grammar.tokens->at_start) {
     bool fits = bytes.empty();
     if (!fits && matcher.AcceptString(bytes)) {
@@ -142,7 +148,7 @@ std::shared_ptr<const Grammar> Compiler::make(const Guide& guide) const {
     auto grammar =
         std::make_shared<Grammar>(tokens_->sets, tokens_->compiler.CompileGrammar(parse(guide)));
     grammar->at_start = guide.at_start && !tokens_->sets->at_start.empty();
-    if (grammar->at_start) grammar->first = first_tokens(*grammar);
+    grammar->first = first_tokens(*grammar);
     return grammar;
   } catch (const Error&) {
     throw;

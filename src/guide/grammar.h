@@ -29,7 +29,7 @@ class Grammar {
   std::shared_ptr<const TokenSets> tokens;
   xgrammar::CompiledGrammar compiled;
   bool at_start = false;
-  std::vector<std::uint32_t> first;  // at_start: what the first token may be
+  std::vector<std::uint32_t> first;  // what the first token may be
 };
 
 // Sets the bits of the tokens that `matcher` allows next.

@@ -1,6 +1,7 @@
 #include "guide/limits.h"
 
 #include <algorithm>
+#include <ctime>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string_view>
@@ -138,6 +139,12 @@ void refuse_keywords(const nlohmann::json& schema) {
 }
 
 }  // namespace
+
+double thread_seconds() {
+  std::timespec t{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return double(t.tv_sec) + double(t.tv_nsec) * 1e-9;
+}
 
 void check_limits(const Guide& guide) {
   OSTRO_REQUIRE(guide.text.size() <= kLongestTextBytes, "a guide of ", guide.text.size(),

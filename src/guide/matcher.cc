@@ -3,25 +3,12 @@
 #include <dlpack/dlpack.h>
 
 #include <algorithm>
-#include <ctime>
 
 #include "base/error.h"
 #include "guide/grammar.h"
+#include "guide/limits.h"
 
 namespace ostro::guide {
-namespace {
-
-// A token takes microseconds. A grammar with very many ways to read one text would hold up all that
-// run beside it: it is not followed any further.
-constexpr double kLongestSeconds = 0.2;
-
-double thread_seconds() {
-  std::timespec t{};
-  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return double(t.tv_sec) + double(t.tv_nsec) * 1e-9;
-}
-
-}  // namespace
 
 void fill(xgrammar::GrammarMatcher& matcher, const TokenSets& tokens,
           std::span<std::uint32_t> allowed) {
@@ -55,7 +42,7 @@ Matcher& Matcher::operator=(Matcher&&) noexcept = default;
 bool Matcher::complete() const { return !state_->failed && state_->matcher.IsCompleted(); }
 
 void Matcher::fill() {
-  if (first_ && grammar_->at_start) {
+  if (first_) {
     allowed_ = grammar_->first;
   } else {
     try {
@@ -85,7 +72,7 @@ void Matcher::accept(std::int32_t token) {
   }
   first_ = false;
   fill();
-  if (thread_seconds() - begin <= kLongestSeconds) return;
+  if (thread_seconds() - begin <= kLongestTokenSeconds) return;
   state_->failed = true;
   fill();
 }

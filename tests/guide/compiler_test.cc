@@ -163,6 +163,23 @@ TEST_F(Guides, BombsAreRefused) {
   refused(Kind::json_schema, deep, "deep");
 }
 
+TEST_F(Guides, TooManyWaysToBeginAreRefused) {
+  Vocabulary words = vocabulary();
+  for (int i = 0; i < 8000; ++i) words.bytes.push_back(std::to_string(i) + "abcd");
+  Compiler patient(words, std::int64_t(words.bytes.size()),
+                   {.time_limit = std::chrono::minutes(4)});
+  std::string ways, refusal;
+  while (refusal.empty() && ways.size() < 7000) {
+    ways += ways + "((a|[^b])*|([^c]*d)*)*";
+    try {
+      patient.compile({Kind::regex, ways, false});
+    } catch (const InvalidArgument& e) {
+      refusal = e.what();
+    }
+  }
+  EXPECT_NE(refusal.find("the limit is 0.2 s"), std::string::npos) << refusal;
+}
+
 TEST_F(Guides, ThreadsShareWhatIsCompiled) {
   std::vector<std::shared_ptr<const Grammar>> made(4);
   std::vector<std::thread> threads;
