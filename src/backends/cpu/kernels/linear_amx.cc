@@ -109,6 +109,7 @@ void tiles(const Gemm& g, const char* packed, std::int64_t n0, std::int64_t rows
     for (std::int64_t r = 0; r < (kPair ? 2 * kSide : rows); ++r)
       _mm512_store_si512(last[r], _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ull << k) - 1),
                                                            w + r * w_bytes + whole * 64));
+    asm volatile("" : : "r"(last) : "memory");  // as in configure()
     multiply(reinterpret_cast<const char*>(last), 64, whole);
   }
   alignas(64) float sums[kSide * kSide];
