@@ -31,7 +31,7 @@ class Build {
     if (source && source->has_weights())
       sources_.emplace(*source, model_);
     else
-      for (const DType dtype : {model_.dtype, DType::f8e4m3})
+      for (const DType dtype : {model_.dtype, DType::f8e4m3, DType::i8, DType::u8})
         dummies_.try_emplace(dtype, dtype, options.dummy_seed);
     for (std::int64_t r = 0; r < options.config.mapping.ranks(); ++r) {
       ranks_.push_back(model::tensors_of(model_, options.config.mapping, r));

@@ -57,14 +57,18 @@ quant::Weight DummySource::load(std::span<const model::TensorSlice> stacked, ops
                           .matrix_cols = s.cols});
     row += s.row_range.size();
   }
-  View scale;
-  if (dtype == DType::f8e4m3) {
-    const std::vector<float> scales(std::size_t(rows), dummy_e4m3_scale());
-    owned.push_back(backend.allocate(scales.size() * sizeof(float)));
-    scale = owned.back().view(DType::f32, 1, rows);
-    backend.copy(matrix(const_cast<float*>(scales.data()), DType::f32, 1, rows), scale);
-    backend.wait();
-  }
+  if (!model::is_quantised(stacked.front())) return backend.place({.data = whole, .scale = {}});
+
+  model::TensorSlice scales = model::scale_of(stacked.front());
+  scales.row_range = {0, rows};
+  std::vector<std::byte> bytes = dummy_scales(scales, dtype);
+  const bool groups = dtype == DType::u8;
+  const View host = matrix(bytes.data(), scales.dtype, groups ? rows : 1,
+                           groups ? scales.col_range.size() : rows);
+  owned.push_back(backend.allocate(bytes.size()));
+  const View scale = owned.back().view(host.dtype, host.rows, host.cols);
+  backend.copy(host, scale);
+  backend.wait();
   return backend.place({.data = whole, .scale = scale});
 }
 

@@ -5,6 +5,8 @@
 
 #include "base/error.h"
 #include "quant/e4m3.h"
+#include "quant/int4.h"
+#include "quant/int8.h"
 
 namespace ostro::builder {
 namespace {
@@ -35,7 +37,7 @@ void require_finite(const SourceMatrix& source, const float* values, std::int64_
     most = magnitude > most ? magnitude : most;
   }
   OSTRO_REQUIRE(most < 0x7f800000u, named(source),
-                " has values that are not finite: fp8 weights cannot hold them");
+                " has values that are not finite: quantised weights cannot hold them");
 }
 
 }  // namespace
@@ -55,9 +57,11 @@ void SliceStream::by_rows(const model::TensorSlice& slice, const ByteSink& sink,
 
 void SliceStream::copy(const SourceMatrix& source, const model::TensorSlice& slice,
                        const ByteSink& sink) {
-  OSTRO_CHECK(source.rows == slice.rows && source.cols == slice.cols, slice.name, " is [",
-              slice.rows, ',', slice.cols, "], its source [", source.rows, ',', source.cols, ']');
-  if (slice.dtype == DType::f8e4m3) return quantise(source, slice, sink);
+  const std::int64_t packed = slice.dtype == DType::u8 ? 2 : 1;
+  OSTRO_CHECK(source.rows == slice.rows && source.cols == slice.cols * packed, slice.name, " is [",
+              slice.rows, ',', slice.cols * packed, "], its source [", source.rows, ',',
+              source.cols, ']');
+  if (model::is_quantised(slice)) return quantise(source, slice, sink);
   dtype_ = slice.dtype;
   for (const SourceBlock& b : source.blocks) {
     const bool inside = b.rows.begin <= slice.row_range.begin && slice.row_range.end <= b.rows.end;
@@ -91,33 +95,61 @@ void SliceStream::copy_rows(const SourceMatrix& source, const model::TensorSlice
 void SliceStream::quantise(const SourceMatrix& source, const model::TensorSlice& slice,
                            const ByteSink& sink) {
   model::TensorSlice whole = slice;
-  whole.col_range = {0, slice.cols};
+  whole.cols = source.cols;
+  whole.col_range = {0, source.cols};
   whole.dtype = dtype_ = DType::f32;
   const std::int64_t width = slice.col_range.size();
-  std::vector<float>& scales = scales_[slice.name];
+  std::vector<std::byte>& scales = scales_[slice.name];
   scales.clear();
   copy_rows(source, whole, [&](std::span<const std::byte> bytes) {
     const auto* values = reinterpret_cast<const float*>(bytes.data());
-    const std::int64_t rows = std::int64_t(bytes.size() / sizeof(float)) / slice.cols;
-    require_finite(source, values, rows * slice.cols);
+    const std::int64_t rows = std::int64_t(bytes.size() / sizeof(float)) / source.cols;
+    require_finite(source, values, rows * source.cols);
     quantised_.resize(std::size_t(rows * width));
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const float* row = values + r * slice.cols;
-      const float amax = quant::e4m3_amax(row, slice.cols);
-      quant::e4m3_encode(row + slice.col_range.begin, width, quant::e4m3_factor(amax),
-                         quantised_.data() + r * width);
-      scales.push_back(quant::e4m3_scale(amax));
-    }
+    for (std::int64_t r = 0; r < rows; ++r)
+      encode_row(std::span(values + r * source.cols, std::size_t(source.cols)), slice,
+                 quantised_.data() + r * width, scales);
     sink(std::as_bytes(std::span(quantised_)));
   });
+}
+
+// The slice's columns of one whole row to `to`, its scales to the end of `scales`.
+void SliceStream::encode_row(std::span<const float> row, const model::TensorSlice& slice,
+                             std::uint8_t* to, std::vector<std::byte>& scales) {
+  const auto keep = [&](const auto& scale) {
+    const auto bytes = std::as_bytes(std::span(&scale, 1));
+    scales.insert(scales.end(), bytes.begin(), bytes.end());
+  };
+  const auto n = std::int64_t(row.size());
+  const Range cols = slice.col_range;
+  if (slice.dtype == DType::u8) {
+    for (std::int64_t byte = cols.begin; byte < cols.end; byte += quant::kInt4GroupBytes) {
+      const float* group = row.data() + 2 * byte;
+      const bf16 scale = quant::int4_scale(group);
+      quant::int4_encode(group, scale, to + byte - cols.begin);
+      keep(scale);
+    }
+  } else if (slice.dtype == DType::i8) {
+    const float scale = quant::int8_scale(row.data(), n);
+    quant::int8_encode(row.data() + cols.begin, cols.size(), scale,
+                       reinterpret_cast<std::int8_t*>(to));
+    keep(scale);
+  } else {
+    const float amax = quant::e4m3_amax(row.data(), n);
+    quant::e4m3_encode(row.data() + cols.begin, cols.size(), quant::e4m3_factor(amax),
+                       reinterpret_cast<f8e4m3*>(to));
+    keep(quant::e4m3_scale(amax));
+  }
 }
 
 void SliceStream::scales(const model::TensorSlice& slice, const ByteSink& sink) {
   const std::string weight = slice.name.substr(0, slice.name.rfind('.'));
   const auto kept = scales_.extract(weight);
-  OSTRO_CHECK(kept && std::int64_t(kept.mapped().size()) == slice.row_range.size(), slice.name,
-              " comes before its weight");
-  sink(std::as_bytes(std::span(kept.mapped())));
+  OSTRO_CHECK(
+      kept && kept.mapped().size() == std::size_t(slice.row_range.size() * slice.col_range.size()) *
+                                          size_of(slice.dtype),
+      slice.name, " comes before its weight");
+  sink(kept.mapped());
 }
 
 // The slice lies in the file as it will in the engine.
@@ -221,8 +253,8 @@ void SliceStream::draw(const DummyWeights& dummy, const model::TensorSlice& slic
       }
     }
   });
-  if (dtype_ == DType::f8e4m3)
-    scales_[slice.name].assign(std::size_t(slice.row_range.size()), dummy_e4m3_scale());
+  if (model::is_quantised(slice))
+    scales_[slice.name] = dummy_scales(model::scale_of(slice), dtype_);
 }
 
 }  // namespace ostro::builder

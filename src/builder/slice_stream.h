@@ -20,8 +20,9 @@ using ByteSink = std::function<void(std::span<const std::byte>)>;
 // transposed matrix, which it reads through the map and releases at its end.
 class SliceStream {
  public:
-  // From a checkpoint, rounded to nearest even to the slice's dtype. f8e4m3 elements are quantised
-  // by quant/e4m3.h, a scale from the whole row of the whole matrix. Throws InvalidArgument naming
+  // From a checkpoint, rounded to nearest even to the slice's dtype. Elements of f8e4m3, i8 and u8
+  // (int4) are quantised by quant/, scales made from the whole row of the whole matrix, or from
+  // whole groups of its columns. Throws InvalidArgument naming
   // the tensor if float16 cannot hold a value, or if a value to quantise is not finite.
   void copy(const SourceMatrix& source, const model::TensorSlice& slice, const ByteSink& sink);
 
@@ -41,6 +42,8 @@ class SliceStream {
   void copy_rows(const SourceMatrix& source, const model::TensorSlice& slice, const ByteSink& sink);
   void copy_run(const SourceBlock& block, const model::TensorSlice& slice, const ByteSink& sink);
   void quantise(const SourceMatrix& source, const model::TensorSlice& slice, const ByteSink& sink);
+  void encode_row(std::span<const float> row, const model::TensorSlice& slice, std::uint8_t* to,
+                  std::vector<std::byte>& scales);
   void gather(const SourceMatrix& source, const SourceBlock& block, Range rows, Range cols);
   void transpose(const SourceBlock& block, Range rows, Range cols);
   void read_run(const SourceBlock& block, std::int64_t first, std::int64_t elements,
@@ -50,8 +53,8 @@ class SliceStream {
   DType dtype_ = DType::bf16;  // of the elements in buffer_
   std::vector<std::byte> buffer_;
   std::vector<std::byte> raw_;  // before conversion
-  std::vector<f8e4m3> quantised_;
-  std::map<std::string, std::vector<float>> scales_;  // by the weight's name
+  std::vector<std::uint8_t> quantised_;
+  std::map<std::string, std::vector<std::byte>> scales_;  // by the weight's name
 };
 
 }  // namespace ostro::builder

@@ -8,6 +8,7 @@
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/progress.h"
+#include "cli/quantisation_flags.h"
 #include "cli/shape_flags.h"
 
 namespace ostro::cli {
@@ -39,9 +40,10 @@ struct BuildFlags {
        fmha_fp32 = false, rmsnorm_plugin = false, load_by_shard = false;
   std::string attention_plugin, gemm_plugin;
 
-  bool fp8 = false, fp8_kv = false, int8_kv = false, weight_only = false, smooth_quant = false,
-       per_group = false, per_channel = false, per_token = false;
-  std::string weight_only_precision, quant_ckpt;
+  QuantisationFlags quantisation;
+  bool int8_kv = false, smooth_quant = false, per_group = false, per_channel = false,
+       per_token = false;
+  std::string quant_ckpt;
   std::int64_t group_size = 0;
   LogFlag log;
 
@@ -140,15 +142,9 @@ void BuildFlags::add_recorded(CLI::App& app) {
 }
 
 void BuildFlags::add_quantisation(CLI::App& app) {
-  const char* built = "Quantisation";
-  app.add_flag("--enable_fp8,--use_fp8", fp8,
-               "q, k, v, o and the experts in fp8 (e4m3) with a scale for each output")
-      ->group(built);
-  app.add_flag("--fp8_kv_cache", fp8_kv, "keys and values in fp8 (e4m3)")->group(built);
+  quantisation.add(app, "Quantisation", "");
   const char* group = "Not built yet (refused)";
   app.add_flag("--int8_kv_cache", int8_kv, "")->group(group);
-  app.add_flag("--use_weight_only", weight_only, "")->group(group);
-  app.add_option("--weight_only_precision", weight_only_precision, "")->group(group);
   app.add_option("--quant_ckpt_path", quant_ckpt, "")->group(group);
   app.add_flag("--per_group", per_group, "")->group(group);
   app.add_option("--group_size", group_size, "")->group(group);
@@ -158,20 +154,17 @@ void BuildFlags::add_quantisation(CLI::App& app) {
 }
 
 void BuildFlags::refuse_what_is_not_built() const {
-  const std::pair<const char*, bool> refused[] = {
-      {"--int8_kv_cache", int8_kv},
-      {"--use_weight_only", weight_only},
-      {"--weight_only_precision", !weight_only_precision.empty()},
-      {"--quant_ckpt_path", !quant_ckpt.empty()},
-      {"--per_group", per_group},
-      {"--group_size", group_size != 0},
-      {"--use_smooth_quant", smooth_quant},
-      {"--per_channel", per_channel},
-      {"--per_token", per_token}};
+  const std::pair<const char*, bool> refused[] = {{"--int8_kv_cache", int8_kv},
+                                                  {"--quant_ckpt_path", !quant_ckpt.empty()},
+                                                  {"--per_group", per_group},
+                                                  {"--group_size", group_size != 0},
+                                                  {"--use_smooth_quant", smooth_quant},
+                                                  {"--per_channel", per_channel},
+                                                  {"--per_token", per_token}};
   for (const auto& [flag, given] : refused)
     OSTRO_SUPPORTED(!given, flag,
-                    " is not built yet: weights and KV cache are float32, float16, bfloat16 or ",
-                    "fp8");
+                    " is not built yet: weights are float32, float16, bfloat16, fp8, int8 or int4, "
+                    "the KV cache float32, float16, bfloat16 or fp8");
   OSTRO_REQUIRE(target == "neutral" || target == "cpu" || target == "cuda", "--target is \"",
                 target, "\"; it must be neutral, cpu or cuda");
 }
@@ -243,9 +236,7 @@ EngineConfig engine_config(const BuildFlags& flags, const checkpoint::Checkpoint
                 "--moe_renorm_mode is \"", flags.renorm_mode, "\"; it must be RENORMALIZE or NONE");
   e.model.renormalize = flags.renorm_mode == "RENORMALIZE" || flags.renorm_mode == "1";
   if (flags.dtype != "auto") e.model.dtype = model::parse_dtype(flags.dtype);
-  using Format = model::Quantization::Format;
-  e.model.quantization = {.weights = flags.fp8 ? Format::fp8 : Format::none,
-                          .kv_cache = flags.fp8_kv ? Format::fp8 : Format::none};
+  e.model.quantization = flags.quantisation.quantization();
   model::check(e.model);
   e.mapping = flags.checked_mapping(e.model);
   e.limits = flags.limits;

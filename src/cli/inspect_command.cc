@@ -36,11 +36,11 @@ void print_summary(const checkpoint::EngineReader& engine, const model::EngineCo
   else
     line("feed-forward", "dense, ", m.inter);
   line("context", m.context, m.window ? text(", sliding window ", m.window) : "");
-  const auto fp8 = [](model::Quantization::Format f) {
-    return f == model::Quantization::Format::fp8;
+  const auto quantised = [](const char* what, model::Quantization::Format f) {
+    return f == model::Quantization::Format::none ? "" : text(", ", what, ' ', model::name(f));
   };
-  line("dtype", model::dtype_flag(m.dtype), fp8(m.quantization.weights) ? ", weights fp8" : "",
-       fp8(m.quantization.kv_cache) ? ", KV cache fp8" : "", e.dummy ? ", dummy weights" : "");
+  line("dtype", model::dtype_flag(m.dtype), quantised("weights", m.quantization.weights),
+       quantised("KV cache", m.quantization.kv_cache), e.dummy ? ", dummy weights" : "");
   line("ranks", e.mapping.ranks(), ": tp ", e.mapping.tp, " x pp ", e.mapping.pp, ", experts tp ",
        e.mapping.moe_tp, " x ep ", e.mapping.moe_ep);
   line("target", e.target);

@@ -57,13 +57,15 @@ Mapping mapping_of(const PlanFlags& flags, const RuntimeFlags& runtime,
 
 void print_head(const plan::Question& q) {
   const model::ModelConfig& c = q.config;
-  using Format = model::Quantization::Format;
+  const auto format = [&](model::Quantization::Format f) {
+    using Format = model::Quantization::Format;
+    return std::string(f == Format::none ? model::dtype_flag(c.dtype) : model::name(f));
+  };
   std::printf(
       "%s, %lld layers, hidden %lld; weights %s, KV cache %s; %s with %.1f GB, %.1f of them the "
       "driver's\nsteps of %lld requests and %lld tokens\n",
       c.architecture.c_str(), static_cast<long long>(c.layers), static_cast<long long>(c.hidden),
-      c.quantization.weights == Format::fp8 ? "fp8" : model::dtype_flag(c.dtype).data(),
-      c.quantization.kv_cache == Format::fp8 ? "fp8" : model::dtype_flag(c.dtype).data(),
+      format(c.quantization.weights).c_str(), format(c.quantization.kv_cache).c_str(),
       q.machine.name.c_str(), gb(q.machine.memory_bytes), gb(q.machine.reserved_bytes),
       static_cast<long long>(q.limits.requests), static_cast<long long>(q.limits.tokens));
 }
@@ -230,8 +232,7 @@ void PlanFlags::add(CLI::App& app) {
   app.add_option("--dtype", dtype, "auto, float32, float16 or bfloat16")
       ->capture_default_str()
       ->group(shape_group);
-  app.add_flag("--enable_fp8", fp8, "as of build")->group(shape_group);
-  app.add_flag("--fp8_kv_cache", fp8_kv, "as of build")->group(shape_group);
+  quantisation.add(app, shape_group, "");
 }
 
 bool PlanFlags::owns(const CLI::Option& option) {
@@ -261,13 +262,12 @@ void print_plan(const PlanFlags& flags, const std::string& engine_dir) {
   OSTRO_REQUIRE(flags.memory_gb >= 0, "--memory_gb is ", flags.memory_gb, "; it must be above 0");
   RuntimeFlags runtime;
   runtime.dummy_weights = flags.shape.given();
-  OSTRO_REQUIRE(runtime.dummy_weights || (flags.dtype == "auto" && !flags.fp8 && !flags.fp8_kv),
-                "--dtype, --enable_fp8 and --fp8_kv_cache go with --preset or another shape: an "
-                "engine has its own");
+  OSTRO_REQUIRE(runtime.dummy_weights || (flags.dtype == "auto" && !flags.quantisation.given()),
+                "--dtype, --enable_fp8, --fp8_kv_cache and --use_weight_only go with --preset or "
+                "another shape: an engine has its own");
   runtime.shape = flags.shape;
   runtime.dtype = flags.dtype;
-  runtime.fp8 = flags.fp8;
-  runtime.fp8_kv = flags.fp8_kv;
+  runtime.quantisation = flags.quantisation;
   runtime.engine_dir = engine_dir;
   runtime.tp_size = flags.tp_size;
   runtime.pp_size = flags.pp_size;

@@ -9,7 +9,7 @@ struct PlanFlags {
   std::string plan;  // "" (one layout) or "auto"
   ShapeFlags shape;
   std::string dtype = "auto";
-  bool fp8 = false, fp8_kv = false;
+  QuantisationFlags quantisation;
   std::string gpu = "h100";
   double memory_gb = 0, kv_fraction = 0.9;
   std::int64_t gpus = 0;

@@ -56,9 +56,7 @@ model::EngineConfig dummy_config(const RuntimeFlags& flags) {
   e.model = flags.shape.model();
   flags.shape.apply(e.model);
   if (flags.dtype != "auto") e.model.dtype = model::parse_dtype(flags.dtype);
-  using Format = model::Quantization::Format;
-  e.model.quantization = {.weights = flags.fp8 ? Format::fp8 : Format::none,
-                          .kv_cache = flags.fp8_kv ? Format::fp8 : Format::none};
+  e.model.quantization = flags.quantisation.quantization();
   model::check(e.model);
   e.limits.max_input_len = e.limits.max_output_len = e.model.context;
   e.dummy = true;
@@ -106,10 +104,9 @@ DeviceOfRank make_backend(const RuntimeFlags& flags, const comm::World& world, c
 
 void check_shape(const RuntimeFlags& flags) {
   OSTRO_REQUIRE(flags.dummy_weights ||
-                    (!flags.shape.given() && flags.dtype == "auto" && !flags.fp8 && !flags.fp8_kv),
-                "--preset, --dtype, --enable_fp8, --fp8_kv_cache and the shape flags (--n_layer, "
-                "...) go with --dummy_weights: "
-                "an engine has its own");
+                    (!flags.shape.given() && flags.dtype == "auto" && !flags.quantisation.given()),
+                "--preset, --dtype, --enable_fp8, --fp8_kv_cache, --use_weight_only and the shape "
+                "flags (--n_layer, ...) go with --dummy_weights: an engine has its own");
 }
 
 // 0 stands for what is not given.
@@ -270,10 +267,7 @@ void RuntimeFlags::add(CLI::App& app) {
   app.add_option("--dtype", dtype, "with --dummy_weights: auto, float32, float16 or bfloat16")
       ->capture_default_str()
       ->group("Shape with --dummy_weights (default: LLaMA-7B)");
-  app.add_flag("--enable_fp8", fp8, "with --dummy_weights: as of build")
-      ->group("Shape with --dummy_weights (default: LLaMA-7B)");
-  app.add_flag("--fp8_kv_cache", fp8_kv, "with --dummy_weights: as of build")
-      ->group("Shape with --dummy_weights (default: LLaMA-7B)");
+  quantisation.add(app, "Shape with --dummy_weights (default: LLaMA-7B)", "with --dummy_weights: ");
   app.add_option("--device", device, "auto (a GPU if there is one), cpu or cuda")
       ->capture_default_str();
   app.add_flag("--share_gpus", share_gpus, "ranks of a host may share its GPUs");

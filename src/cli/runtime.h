@@ -5,6 +5,7 @@
 
 #include "checkpoint/engine_reader.h"
 #include "cli/join_mpi.h"
+#include "cli/quantisation_flags.h"
 #include "cli/shape_flags.h"
 #include "engine/rank.h"
 #include "ostro/executor.h"
@@ -27,7 +28,7 @@ struct RuntimeFlags {
   std::int64_t kv_tokens = 0;
   bool cuda_graphs = true;
   bool share_gpus = false;
-  bool fp8 = false, fp8_kv = false;  // with dummy_weights
+  QuantisationFlags quantisation;  // with dummy_weights
   bool emulate_fp8_activations = false;
   std::string trace;
   PeerFlags peers;

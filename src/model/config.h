@@ -26,9 +26,9 @@ struct RopeScaling {
 
 // What an engine stores in fewer bits than its dtype.
 struct Quantization {
-  enum class Format { none, fp8 };
-  Format weights = Format::none;   // of q, k, v, o and the experts: e4m3 of quant/weight.h
-  Format kv_cache = Format::none;  // f8e4m3, ops/attention.h
+  enum class Format { none, fp8, int8, int4 };
+  Format weights = Format::none;   // of q, k, v, o and the experts: a format of quant/weight.h
+  Format kv_cache = Format::none;  // none or fp8: f8e4m3, ops/attention.h
   bool operator==(const Quantization&) const = default;
 };
 
@@ -78,6 +78,8 @@ ModelConfig from_params(std::string_view text, std::string_view source, std::int
 // The "model" section of an engine's config.json, both ways.
 nlohmann::json to_json(const ModelConfig&);
 ModelConfig from_engine(const nlohmann::json& section, std::string_view source);
+
+std::string_view name(Quantization::Format);  // "none", "fp8", "int8", "int4"
 
 // An engine's "quantization", both ways: {"weights": "fp8", "kv_cache": "none"}. Throws Unsupported
 // for a format that this build does not have.

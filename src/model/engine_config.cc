@@ -1,6 +1,8 @@
 #include "model/engine_config.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "base/json.h"
 
@@ -24,22 +26,31 @@ void check(const EngineLimits& l, const ModelConfig& c) {
                 ", the context of the model ", c.context);
 }
 
+namespace {
+
+constexpr std::string_view kFormats[] = {"none", "fp8", "int8", "int4"};  // by Quantization::Format
+
+}  // namespace
+
+std::string_view name(Quantization::Format f) { return kFormats[std::size_t(f)]; }
+
 json to_json(const Quantization& q) {
-  const auto format = [](Quantization::Format f) {
-    return f == Quantization::Format::fp8 ? "fp8" : "none";
-  };
-  return {{"weights", format(q.weights)}, {"kv_cache", format(q.kv_cache)}};
+  return {{"weights", name(q.weights)}, {"kv_cache", name(q.kv_cache)}};
 }
 
 Quantization quantization_from_engine(const json& section, std::string_view source) {
   const JsonObject o(section, source);
-  const auto format = [&](const char* what) {
-    const std::string name = o.string(what);
-    OSTRO_SUPPORTED(name == "none" || name == "fp8", source, ": quantization of ", what, " is \"",
-                    name, "\"; this build has: none fp8");
-    return name == "fp8" ? Quantization::Format::fp8 : Quantization::Format::none;
+  const auto format = [&](const char* what, std::span<const std::string_view> known) {
+    const std::string wanted = o.string(what);
+    const auto found = std::find(known.begin(), known.end(), wanted);
+    std::string names;
+    for (const std::string_view n : known) (names += ' ') += n;
+    OSTRO_SUPPORTED(found != known.end(), source, ": quantization of ", what, " is \"", wanted,
+                    "\"; this build has:", names);
+    return Quantization::Format(found - known.begin());
   };
-  return {.weights = format("weights"), .kv_cache = format("kv_cache")};
+  return {.weights = format("weights", kFormats),
+          .kv_cache = format("kv_cache", std::span(kFormats).first(2))};
 }
 
 json to_json(const EngineConfig& e, const json& flags) {
@@ -65,6 +76,7 @@ EngineConfig parse_engine_config(std::string_view text, std::string_view source)
   const JsonObject o(parsed, source);
   EngineConfig e;
   e.model = from_engine(o.at("model"), source);
+  e.model.quantization = quantization_from_engine(o.at("quantization"), source);
   e.mapping = mapping_from_engine(o.at("mapping"), source);
   check(e.mapping, e.model);
   const JsonObject limits(o.at("limits"), source);
@@ -75,7 +87,6 @@ EngineConfig parse_engine_config(std::string_view text, std::string_view source)
               .max_num_tokens = limits.integer("max_num_tokens", 1, kMost),
               .tokens_per_block = limits.integer("tokens_per_block", 1, kMost)};
   check(e.limits, e.model);
-  e.model.quantization = quantization_from_engine(o.at("quantization"), source);
   e.target = o.string_or("target", "neutral");
   e.dummy = o.boolean_or("dummy", false);
   return e;

@@ -3,11 +3,43 @@
 #include <nlohmann/json.hpp>
 
 #include "base/json.h"
+#include "quant/int4.h"
 
 namespace ostro::model {
 namespace {
 
 Range scaled(Range r, std::int64_t by) { return {r.begin * by, r.end * by}; }
+Range divided(Range r, std::int64_t by) { return {r.begin / by, r.end / by}; }
+
+// Each rank holds whole groups of the columns of every matrix.
+void check_int4(const Mapping& m, const ModelConfig& c) {
+  constexpr std::int64_t kGroup = quant::kInt4Group;
+  OSTRO_REQUIRE(c.hidden % kGroup == 0, "int4 weights have a scale for ", kGroup,
+                " columns, of which the hidden size ", c.hidden, " is not a multiple");
+  const std::int64_t attention = c.heads / m.tp * c.head_dim, inter = c.inter / m.moe_tp;
+  OSTRO_REQUIRE(attention % kGroup == 0, "int4 weights have a scale for ", kGroup,
+                " columns, of which the ", c.heads / m.tp, " heads of ", c.head_dim,
+                " of a rank of tp_size ", m.tp, ", ", attention, " columns of o, are no multiple");
+  OSTRO_REQUIRE(inter % kGroup == 0, "int4 weights have a scale for ", kGroup,
+                " columns, of which the part of the intermediate size ", c.inter,
+                " on a rank of moe_tp_size ", m.moe_tp, ", ", inter,
+                " columns of down, is no multiple",
+                c.experts % m.tp == 0 && c.inter % kGroup == 0
+                    ? text("; --moe_ep_size ", m.tp, " spreads whole experts instead")
+                    : "");
+}
+
+// A matrix of the model as `format` stores it.
+TensorSlice quantised(TensorSlice w, Quantization::Format format) {
+  if (format == Quantization::Format::int4) {
+    w.dtype = DType::u8;
+    w.cols /= 2;
+    w.col_range = divided(w.col_range, 2);
+  } else {
+    w.dtype = format == Quantization::Format::fp8 ? DType::f8e4m3 : DType::i8;
+  }
+  return w;
+}
 
 }  // namespace
 
@@ -31,6 +63,7 @@ void check(const Mapping& m, const ModelConfig& c) {
                 c.experts % m.tp == 0 && c.experts > 0
                     ? text("; --moe_ep_size ", m.tp, " spreads whole experts instead")
                     : "");
+  if (c.quantization.weights == Quantization::Format::int4) check_int4(m, c);
   OSTRO_REQUIRE(m.tp <= c.vocab && m.tp <= c.hidden, "tp_size ", m.tp, " is more than ",
                 "the vocabulary (", c.vocab, ") or the hidden size (", c.hidden, ')');
 }
@@ -79,6 +112,17 @@ RankShape shape_of(const ModelConfig& c, const Mapping& m, std::int64_t rank) {
   return s;
 }
 
+TensorSlice scale_of(const TensorSlice& w) {
+  if (w.dtype == DType::u8)
+    return {scale_name(w.name),
+            DType::bf16,
+            w.rows,
+            w.cols / quant::kInt4GroupBytes,
+            w.row_range,
+            divided(w.col_range, quant::kInt4GroupBytes)};
+  return {scale_name(w.name), DType::f32, w.rows, 1, w.row_range, {0, 1}};
+}
+
 std::vector<TensorSlice> tensors_of(const ModelConfig& c, const Mapping& m, std::int64_t rank) {
   const RankShape s = shape_of(c, m, rank);
   const Range hidden{0, c.hidden};
@@ -92,9 +136,8 @@ std::vector<TensorSlice> tensors_of(const ModelConfig& c, const Mapping& m, std:
   const auto quantise = [&](std::size_t count) {
     if (c.quantization.weights == Quantization::Format::none) return;
     for (std::size_t i = list.size() - count, end = list.size(); i < end; ++i) {
-      list[i].dtype = DType::f8e4m3;
-      list.push_back(
-          {scale_name(list[i].name), DType::f32, list[i].rows, 1, list[i].row_range, one});
+      list[i] = quantised(list[i], c.quantization.weights);
+      list.push_back(scale_of(list[i]));
     }
   };
 

@@ -59,9 +59,15 @@ struct TensorSlice {
   Range col_range;
 };
 
-// The matrix [rows, 1] f32 of a quantised weight's scales, one for each of its rows.
+// The matrix of a quantised weight's scales: [rows, 1] f32, one for each of its rows, or of int4
+// [rows, columns / 128] bf16.
 inline std::string scale_name(const std::string& weight) { return weight + ".scale"; }
 inline bool is_scale(const std::string& name) { return name.ends_with(".scale"); }
+inline bool is_quantised(const TensorSlice& t) {
+  return t.dtype == DType::f8e4m3 || t.dtype == DType::i8 || t.dtype == DType::u8;
+}
+// The scales of a quantised weight's slice.
+TensorSlice scale_of(const TensorSlice& weight);
 
 // Everything the rank holds, in file order: q, k, v and the experts' parts stand side by side, so
 // that a rank file of the same mapping is used where it lies.
@@ -73,9 +79,9 @@ inline bool is_scale(const std::string& name) { return name.ends_with(".scale");
 //   norm       [1, hidden]                         lm_head [vocab, hidden]
 //
 // All are of the model's dtype. Where weights are quantised, q, k, v, o, gate, up and down are
-// f8e4m3 and a matrix .scale [rows, 1] f32 of each follows, after q, k, v and after gate, up, down
-// together. Dense models have experts.0 alone. With tied embeddings lm_head holds the embedding's
-// rows.
+// f8e4m3 or i8, or u8 of half as many columns (int4: quant/weight.h), and a matrix .scale of each
+// follows, after q, k, v and after gate, up, down together. Dense models have experts.0 alone. With
+// tied embeddings lm_head holds the embedding's rows.
 std::vector<TensorSlice> tensors_of(const ModelConfig&, const Mapping&, std::int64_t rank);
 
 }  // namespace ostro::model

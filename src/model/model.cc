@@ -144,9 +144,9 @@ Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t ran
       weights_(std::move(weights)),
       limits_(limits),
       backend_(backend),
-      activations_(config.quantization.weights == Quantization::Format::none
-                       ? ops::Activations::as_is
-                       : backend.e4m3_activations()),
+      activations_(config.quantization.weights == Quantization::Format::fp8
+                       ? backend.e4m3_activations()
+                       : ops::Activations::as_is),
       groups_(groups),
       buffers_(std::make_unique<Buffers>()) {
   Buffers& b = *buffers_;

@@ -23,7 +23,7 @@ class Loader {
       parts.push_back(*it->second);
     }
     const quant::Weight placed = source_.load(parts, backend_, to_.owned);
-    to_.bytes += placed.data.bytes();
+    to_.bytes += placed.data.bytes() + placed.scale.bytes();
     return placed;
   }
 
@@ -43,12 +43,15 @@ quant::Weight EngineWeights::load(std::span<const TensorSlice> stacked, ops::Bac
   std::vector<checkpoint::Slice> parts, scales;
   for (const TensorSlice& s : stacked) {
     parts.push_back({s.name, s.row_range, s.col_range});
-    if (s.dtype == DType::f8e4m3) scales.push_back({scale_name(s.name), s.row_range, {0, 1}});
+    if (!is_quantised(s)) continue;
+    const TensorSlice scale = scale_of(s);
+    scales.push_back({scale.name, scale.row_range, scale.col_range});
   }
   checkpoint::HostMatrix data = engine_.read(parts), scale;
   if (!scales.empty()) {
     scale = engine_.read(scales);
-    scale.view = matrix(scale.view.data, scale.view.dtype, 1, scale.view.rows);
+    if (scale.view.cols == 1 && scale.view.dtype == DType::f32)
+      scale.view = matrix(scale.view.data, scale.view.dtype, 1, scale.view.rows);
   }
   const quant::Weight placed = backend.place({.data = data.view, .scale = scale.view});
   const auto keep = [&](const View& view, checkpoint::HostMatrix& host) {

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "ops/activations.h"
+#include "quant/int4.h"
 #include "quant/weight.h"
 
 namespace ostro::ops {
@@ -58,12 +59,24 @@ class Contract {
   // A weight [n, k] in any format of quant/weight.h.
   void weight(std::string_view operand, const quant::Weight& w, std::int64_t n, std::int64_t k,
               DType like) const {
-    if (w.data.dtype != DType::f8e4m3) return float_weight(operand, w, n, k, like);
+    if (w.is_int4()) return int4_weight(operand, w, n, k);
+    if (w.data.dtype != DType::f8e4m3 && w.data.dtype != DType::i8)
+      return float_weight(operand, w, n, k, like);
     shape(operand, w.data, n, k);
     OSTRO_REQUIRE(w.scale.dtype == DType::f32 && w.scale.rows == 1 && w.scale.cols == n, op_, ": ",
                   operand, " is ", describe(w.data), " and has a scale ", describe(w.scale),
                   ", wanted f32 [1,", n, ']');
     shape("scale", w.scale, 1, n);
+  }
+
+  void int4_weight(std::string_view operand, const quant::Weight& w, std::int64_t n,
+                   std::int64_t k) const {
+    OSTRO_REQUIRE(k % quant::kInt4Group == 0, op_, ": ", operand, " is int4 and has ", k,
+                  " columns, wanted a multiple of ", quant::kInt4Group);
+    shape(operand, w.data, n, k / 2);
+    OSTRO_REQUIRE(w.scale.dtype == DType::bf16, op_, ": ", operand, " is ", describe(w.data),
+                  " and has a scale ", describe(w.scale), ", wanted bf16");
+    shape("scale", w.scale, n, k / quant::kInt4Group);
   }
 
   // A weight [n, k] that is not quantised.

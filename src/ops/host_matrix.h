@@ -1,9 +1,11 @@
 // Reads and writes host matrices of any float dtype, so that a reference reads like its formula.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "quant/e4m3.h"
+#include "quant/int4.h"
 #include "quant/weight.h"
 
 namespace ostro::ops {
@@ -12,14 +14,11 @@ namespace ostro::ops {
 class HostMatrix {
  public:
   explicit HostMatrix(const View& v) : cols_(v.cols), values_(std::size_t(v.rows * v.cols)) {
-    OSTRO_CHECK(v.device == Device::cpu, "a reference reads host memory");
     for (std::int64_t r = 0; r < v.rows; ++r)
-      convert(static_cast<const char*>(v.data) + r * v.row_stride * std::int64_t(size_of(v.dtype)),
-              v.dtype, values_.data() + r * cols_, DType::f32, std::size_t(cols_));
+      convert(row_of(v, r), v.dtype, values_.data() + r * cols_, DType::f32, std::size_t(cols_));
   }
-  explicit HostMatrix(const quant::Weight& w) : HostMatrix(w.data) {
-    for (std::int64_t i = 0; w.scale && i < w.n() * w.k(); ++i)
-      values_[std::size_t(i)] *= w.scale.row<const float>(0)[i / w.k()];
+  explicit HostMatrix(const quant::Weight& w) : cols_(w.k()), values_(std::size_t(w.n() * w.k())) {
+    for (std::int64_t r = 0; r < w.n(); ++r) decode(w, r, values_.data() + r * cols_);
   }
 
   // Each row as Activations::e4m3_per_token rounds it, by `group` columns.
@@ -32,6 +31,26 @@ class HostMatrix {
   float operator()(std::int64_t r, std::int64_t c) const { return row(r)[c]; }
 
  private:
+  // Row r of a weight, in its format.
+  static void decode(const quant::Weight& w, std::int64_t r, float* to) {
+    if (w.is_int4()) {
+      for (std::int64_t g = 0; g < w.scale.cols; ++g)
+        quant::int4_decode(w.data.row<const std::uint8_t>(r) + g * quant::kInt4GroupBytes,
+                           w.scale.row<const bf16>(r)[g], to + g * quant::kInt4Group);
+      return;
+    }
+    if (w.data.dtype == DType::i8)
+      std::copy_n(w.data.row<const std::int8_t>(r), w.k(), to);
+    else
+      convert(row_of(w.data, r), w.data.dtype, to, DType::f32, std::size_t(w.k()));
+    for (std::int64_t k = 0; w.scale && k < w.k(); ++k) to[k] *= w.scale.row<const float>(0)[r];
+  }
+
+  static const char* row_of(const View& v, std::int64_t r) {
+    OSTRO_CHECK(v.device == Device::cpu, "a reference reads host memory");
+    return static_cast<const char*>(v.data) + r * v.row_stride * std::int64_t(size_of(v.dtype));
+  }
+
   std::int64_t cols_;
   std::vector<float> values_;
 };

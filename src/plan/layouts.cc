@@ -41,6 +41,12 @@ std::vector<std::string> what_would_fit(const Question& q, const model::Mapping&
   if (smaller.config.quantization.weights == Format::none) {
     smaller.config.quantization.weights = Format::fp8;
     if (fits(smaller, mapping)) flags.push_back("--enable_fp8");
+    smaller.config.quantization.weights = Format::int4;
+    try {
+      model::check(mapping, smaller.config);
+      if (fits(smaller, mapping)) flags.push_back("--use_weight_only --weight_only_precision int4");
+    } catch (const InvalidArgument&) {  // a rank would hold part of a group
+    }
   }
   smaller = q;
   while (smaller.limits.tokens > 1) {

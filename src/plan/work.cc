@@ -2,11 +2,22 @@
 
 #include <cmath>
 
+#include "quant/int4.h"
+
 namespace ostro::plan {
 
 double matrix_bytes(const model::ModelConfig& c, double rows, double cols) {
-  const bool fp8 = c.quantization.weights == model::Quantization::Format::fp8;
-  return fp8 ? rows * cols + rows * double(sizeof(float)) : rows * cols * double(size_of(c.dtype));
+  switch (c.quantization.weights) {
+    case model::Quantization::Format::none:
+      return rows * cols * double(size_of(c.dtype));
+    case model::Quantization::Format::fp8:
+    case model::Quantization::Format::int8:
+      return rows * cols + rows * double(sizeof(float));
+    case model::Quantization::Format::int4:
+      return rows * cols / 2 + rows * cols / double(quant::kInt4Group) * double(sizeof(bf16));
+  }
+  OSTRO_CHECK(false, "format ", int(c.quantization.weights));
+  return 0;
 }
 
 double attention_bytes(const model::ModelConfig& c, double heads, double kv_heads) {

@@ -6,7 +6,7 @@
 namespace ostro::plan {
 
 // Bytes of a weight matrix of attention or of an expert, in the format that the engine keeps it in,
-// with the scale of each output row where that has one.
+// with the scales of its rows or groups where that has them.
 double matrix_bytes(const model::ModelConfig&, double rows, double cols);
 
 // Of a layer: q, k, v and o of so many heads, and gate, up and down of one expert cut to `inter`.

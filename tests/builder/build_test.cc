@@ -8,6 +8,8 @@
 #include "builder/checkpoints.h"
 #include "builder/dummy.h"
 #include "checkpoint/engine_reader.h"
+#include "quant/int4.h"
+#include "quant/int8.h"
 
 namespace ostro::builder {
 namespace {
@@ -91,6 +93,57 @@ TEST(Build, AnyMappingOfFp8LoadsAsAnyOther) {
   const model::Quantization fp8{.weights = model::Quantization::Format::fp8};
   expect_reshards(kGolden / "mixtral_odd_heads", 6, fp8);
   expect_reshards(kGolden / "mixtral_merged_experts", 6, fp8);
+}
+
+TEST(Build, AnyMappingOfIntegersLoadsAsAnyOther) {
+  using Format = model::Quantization::Format;
+  expect_reshards(kGolden / "mixtral_odd_heads", 6, {.weights = Format::int8});
+  expect_reshards(kTiny, 6, {.weights = Format::int4});
+}
+
+// Rows of int8 have one scale, groups of int4 have one: what quant/ makes of the checkpoint's rows.
+TEST(Build, IntegerWeightsAreTheCheckpointRounded) {
+  TempDir dir;
+  const checkpoint::Checkpoint source(kTiny);
+  auto config = model_of(source);
+  build(options_for(config, dir / "plain"), &source);
+  config.quantization.weights = model::Quantization::Format::int8;
+  build(options_for(config, dir / "int8"), &source);
+  config.quantization.weights = model::Quantization::Format::int4;
+  build(options_for(config, dir / "int4"), &source);
+  const EngineReader plain(dir / "plain"), int8(dir / "int8"), int4(dir / "int4");
+  for (const std::string name : {"layers.5.q", "layers.0.o", "layers.2.experts.7.down"}) {
+    SCOPED_TRACE(name);
+    const auto shape = plain.shape_of(name);
+    const std::int64_t groups = shape.cols / quant::kInt4Group;
+    const Range rows{0, shape.rows};
+    const auto want = plain.read({name, rows, {0, shape.cols}});
+    const auto q8 = int8.read({name, rows, {0, shape.cols}});
+    const auto scale8 = int8.read({name + ".scale", rows, {0, 1}});
+    const auto q4 = int4.read({name, rows, {0, shape.cols / 2}});
+    const auto scale4 = int4.read({name + ".scale", rows, {0, groups}});
+    std::vector<float> w(std::size_t(shape.cols));
+    std::vector<std::int8_t> bytes8(w.size());
+    std::vector<std::uint8_t> bytes4(w.size() / 2);
+    for (std::int64_t r = 0; r < shape.rows; ++r) {
+      convert(want.view.row<const bf16>(r), DType::bf16, w.data(), DType::f32, w.size());
+      const float s = quant::int8_scale(w.data(), shape.cols);
+      ASSERT_EQ(scale8.view.row<const float>(r)[0], s);
+      quant::int8_encode(w.data(), shape.cols, s, bytes8.data());
+      ASSERT_EQ(std::memcmp(q8.view.row<const std::int8_t>(r), bytes8.data(), bytes8.size()), 0);
+      for (std::int64_t g = 0; g < groups; ++g) {
+        const float* group = w.data() + g * quant::kInt4Group;
+        const bf16 scale = quant::int4_scale(group);
+        ASSERT_EQ(scale4.view.row<const bf16>(r)[g].bits, scale.bits);
+        quant::int4_encode(group, scale, bytes4.data() + g * quant::kInt4GroupBytes);
+      }
+      ASSERT_EQ(std::memcmp(q4.view.row<const std::uint8_t>(r), bytes4.data(), bytes4.size()), 0);
+    }
+  }
+  for (const char* name : {"embedding", "lm_head", "layers.3.router", "layers.0.mlp_norm"}) {
+    EXPECT_EQ(int8.shape_of(name).dtype, config.dtype) << name;
+    EXPECT_EQ(int4.shape_of(name).dtype, config.dtype) << name;
+  }
 }
 
 // W = decoded within half a unit of e4m3, and the largest of a row exactly (two roundings).

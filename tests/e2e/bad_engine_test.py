@@ -46,7 +46,6 @@ class BuildFlags(ostro.BadInput):
     def test_not_built_yet(self):
         for flag in (
             "--int8_kv_cache",
-            "--use_weight_only",
             "--use_smooth_quant",
             "--per_group",
         ):
@@ -54,8 +53,8 @@ class BuildFlags(ostro.BadInput):
                 message = self.build_refused(flag, code=3)
                 self.assertRegex(
                     message,
-                    "^--[a-z0-9_]+ is not built yet: weights and KV cache are "
-                    "float32, float16, bfloat16 or fp8$",
+                    "^--[a-z0-9_]+ is not built yet: weights are float32, float16, bfloat16, "
+                    "fp8, int8 or int4, the KV cache float32, float16, bfloat16 or fp8$",
                 )
 
     def test_values(self):

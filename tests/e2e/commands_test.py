@@ -161,6 +161,11 @@ class Plan(ostro.Case):
         self.assertIn("does not fit: rank 0 needs ", small)
         self.assertIn("  would fit: --tp_size 2 --pp_size 1\n", small)
         self.assertIn("  would fit: --enable_fp8\n", small)
+        self.assertIn("  would fit: --use_weight_only --weight_only_precision int4\n", small)
+        int4 = ["--use_weight_only", "--weight_only_precision", "int4"]
+        out = self.plan("--preset", "mixtral-8x7b", *int4)
+        self.assertIn("weights int4, KV cache bfloat16", out)
+        self.assertRegex(out, r"\n +0 +23\.25\d +0\.692 +0\.262 +0\.262 ")
         for flags in (["--gpu", "h200"], ["--tp_size", 2], ["--memory_gb", 141], ["--pp_size", 2]):
             self.assertIn("\nfits: ", self.plan("--preset", "mixtral-8x7b", *flags))
 

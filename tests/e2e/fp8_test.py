@@ -186,7 +186,7 @@ class Forms(ostro.Case):
             "--engine_dir",
             engine,
             "--fp8_kv_cache",
-            match="--fp8_kv_cache .* go with --dummy_weights: an engine has its own",
+            match="--fp8_kv_cache, .* go with --dummy_weights: an engine has its own",
         )
 
     def test_emulation_is_for_fp8_engines(self):
@@ -225,7 +225,7 @@ class Forms(ostro.Case):
             "--output_dir",
             self.path("engine"),
             "--enable_fp8",
-            text='%s: tensor "%s" has values that are not finite: fp8 weights cannot hold them'
+            text='%s: tensor "%s" has values that are not finite: quantised weights cannot hold them'
             % (path, name),
         )
         self.assertFalse(os.path.exists(self.path("engine")))

@@ -54,6 +54,8 @@ TEST(EngineConfig, SurvivesJson) {
 TEST(EngineConfig, QuantizationSurvivesJson) {
   using Format = Quantization::Format;
   for (const Quantization q : {Quantization{.weights = Format::fp8},
+                               {.weights = Format::int8},
+                               {.weights = Format::int8, .kv_cache = Format::fp8},
                                {.kv_cache = Format::fp8},
                                {.weights = Format::fp8, .kv_cache = Format::fp8}}) {
     EngineConfig e = example();
@@ -83,9 +85,9 @@ TEST(EngineConfig, RefusesWhatIsMissingOrWrong) {
   bad["mapping"]["tp"] = 3;
   EXPECT_EQ(refusal<InvalidArgument>(bad), "tp_size 3 does not divide the 32 attention heads");
   bad = good;
-  bad["quantization"]["weights"] = "int4";
+  bad["quantization"]["weights"] = "int3";
   EXPECT_EQ(refusal<Unsupported>(bad),
-            "config.json: quantization of weights is \"int4\"; this build has: none fp8");
+            "config.json: quantization of weights is \"int3\"; this build has: none fp8 int8 int4");
 }
 
 TEST(EngineLimits, Refusals) {

@@ -204,6 +204,61 @@ TEST(Layout, QkvAndTheExpertsPartsStandSideBySide) {
   EXPECT_EQ(names.back(), "lm_head");
 }
 
+ModelConfig int4() {
+  ModelConfig c = mixtral();
+  c.hidden = 256;
+  c.head_dim = 64;
+  c.inter = 512;
+  c.quantization.weights = Quantization::Format::int4;
+  return c;
+}
+
+// Columns come in bytes of two, scales in groups of 128 columns; both are cut alike.
+TEST(Layout, Int4IsCutByGroups) {
+  const ModelConfig c = int4();
+  std::map<std::string, TensorSlice> of;
+  for (const TensorSlice& s : tensors_of(c, mapping_of(4, 1), 1)) of[s.name] = s;
+  const TensorSlice& down = of.at("layers.0.experts.0.down");
+  EXPECT_EQ(down.dtype, DType::u8);
+  EXPECT_EQ(down.rows, 256);
+  EXPECT_EQ(down.cols, 256);
+  EXPECT_EQ(down.col_range, (Range{64, 128}));
+  const TensorSlice& scale = of.at("layers.0.experts.0.down.scale");
+  EXPECT_EQ(scale.dtype, DType::bf16);
+  EXPECT_EQ(scale.rows, 256);
+  EXPECT_EQ(scale.cols, 4);
+  EXPECT_EQ(scale.col_range, (Range{1, 2}));
+  EXPECT_EQ(of.at("layers.0.k.scale").row_range, (Range{64, 128}));
+  EXPECT_EQ(of.at("layers.0.k.scale").col_range, (Range{0, 2}));
+  EXPECT_EQ(of.at("layers.0.router").dtype, c.dtype);
+}
+
+TEST(Layout, ASliceThatBreaksAGroupIsRefused) {
+  ModelConfig c = int4();
+  EXPECT_EQ(refusal(mapping_of(4, 1), c), "");
+  c.inter = 384;
+  EXPECT_EQ(refusal(mapping_of(1, 1), c), "");
+  EXPECT_EQ(refusal(mapping_of(2, 1), c),
+            "int4 weights have a scale for 128 columns, of which the part of the intermediate size "
+            "384 on a rank of moe_tp_size 2, 192 columns of down, is no multiple; --moe_ep_size 2 "
+            "spreads whole experts instead");
+  EXPECT_EQ(refusal(mapping_of(2, 1, 2), c), "");
+  c.inter = 200;
+  EXPECT_EQ(refusal(mapping_of(1, 1), c),
+            "int4 weights have a scale for 128 columns, of which the part of the intermediate size "
+            "200 on a rank of moe_tp_size 1, 200 columns of down, is no multiple");
+  c = int4();
+  EXPECT_EQ(refusal(mapping_of(8, 1, 8), c),
+            "int4 weights have a scale for 128 columns, of which the 1 heads of 64 of a rank of "
+            "tp_size 8, 64 columns of o, are no multiple");
+  c.hidden = 320;
+  EXPECT_EQ(refusal(mapping_of(1, 1), c),
+            "int4 weights have a scale for 128 columns, of which the hidden size 320 is not a "
+            "multiple");
+  c.quantization.weights = Quantization::Format::int8;
+  EXPECT_EQ(refusal(mapping_of(8, 1), c), "");
+}
+
 TEST(Layout, QuantisedWeightsAreFollowedByTheirScales) {
   ModelConfig c = mixtral();
   c.quantization.weights = Quantization::Format::fp8;

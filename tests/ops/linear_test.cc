@@ -23,9 +23,13 @@ std::vector<Case> with_every_dtype(std::int64_t tokens, std::int64_t n, std::int
         if (x == DType::f32 && !cases.empty()) continue;
         cases.push_back({tokens, n, k, x, w, y});
       }
-  for (DType x : kFloats)
+  for (DType x : kFloats) {
+    const DType y = n % 2 ? x : DType::f32;
     for (Activations a : e4m3_activations())
-      cases.push_back({tokens, n, k, x, DType::f8e4m3, n % 2 ? x : DType::f32, a});
+      cases.push_back({tokens, n, k, x, DType::f8e4m3, y, a});
+    cases.push_back({tokens, n, k, x, DType::i8, y});
+    if (k % quant::kInt4Group == 0) cases.push_back({tokens, n, k, x, DType::u8, y});
+  }
   return cases;
 }
 
@@ -67,8 +71,59 @@ TEST(Linear, MatchesReference) {
 }
 
 TEST(Linear, MatchesReferenceAroundEveryTileOfTokens) {
-  for (std::int64_t tokens : {2, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 31, 32, 33, 63, 64, 65, 97})
+  for (std::int64_t tokens : {2, 4, 5, 6, 7, 8, 9, 12, 13, 15, 16, 31, 32, 33, 63, 64, 65, 97}) {
     for (const Case& c : with_every_dtype(tokens, 48, 96)) compare_with_reference(c);
+    for (DType x : kFloats) compare_with_reference({tokens, 48, 128, x, DType::u8, x});
+  }
+}
+
+TEST(Linear, MatchesReferenceForIntegerWeights) {
+  for (DType x : kFloats) {
+    for (std::int64_t tokens : {1, 2, 9, 49, 65, 241}) {
+      for (std::int64_t k : {15, 33, 1025, 2100})
+        compare_with_reference({tokens, 131, k, x, DType::i8, DType::f32});
+      for (std::int64_t k : {128, 256, 1024, 1152})
+        for (std::int64_t n : {3, 131})
+          compare_with_reference({tokens, n, k, x, DType::u8, n % 2 ? x : DType::f32});
+    }
+    for (DType w : {DType::i8, DType::u8}) {
+      compare_with_reference({1, 6144, 4096, x, w, x});
+      compare_with_reference({3, 40, 14336, x, w, DType::f32});
+      compare_with_reference({0, 8, 128, x, w, x});
+    }
+  }
+  compare_with_reference({2, 5, 0, DType::bf16, DType::u8, DType::f32});
+}
+
+// Every integer in every place of a group, times one: exact.
+TEST(Linear, DecodesEveryInt4) {
+  const std::int64_t n = 2 * quant::kInt4Group, k = 2 * quant::kInt4Group;
+  Matrix w(DType::u8, n, k / 2), scale(DType::bf16, n, 2), want(DType::f32, 1, n);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float value = float(i % 16) - 8;
+    std::vector<float> row(std::size_t(k), 0.0f);
+    row[std::size_t(i * 5 % k)] = value / 2;
+    for (std::int64_t g = 0; g < 2; ++g) {
+      scale.set(i, g, 0.5f);
+      quant::int4_encode(row.data() + g * quant::kInt4Group, to_bf16(0.5f),
+                         w.view().row<std::uint8_t>(i) + g * quant::kInt4GroupBytes);
+    }
+    want.set(0, i, value / 2 * float(i * 5 % k + 1));
+  }
+  for (DType dtype : {DType::f32, DType::f16}) {  // bf16 cannot hold every number up to 256
+    Matrix x(dtype, 1, k);
+    for (std::int64_t j = 0; j < k; ++j) x.set(0, j, float(j + 1));
+    for (const Target& target : targets()) {
+      SCOPED_TRACE(text(target.name(), ' ', name(dtype)));
+      const auto backend = target.make();
+      Matrix y(DType::f32, 1, n);
+      backend->run(Linear{.x = x.view(),
+                          .w = backend->place({.data = w.view(), .scale = scale.view()}),
+                          .y = y.view()});
+      backend->wait();
+      expect_equal(y, want);
+    }
+  }
 }
 
 TEST(Linear, MatchesReferenceForE4m3Weights) {
@@ -150,11 +205,12 @@ TEST(Linear, MatchesReferenceAtMixtralsSizes) {
 }
 
 TEST(Linear, TokensDoNotDependOnTheBatch) {
-  for (const auto& [n, k] : {std::pair{64, 128}, {97, 1031}, {32, 4096}})
-    for (DType w_type : kFloatsAndE4m3) {
+  for (const auto& [n, k] : {std::pair{64, 128}, {97, 1031}, {97, 1152}, {32, 4096}})
+    for (DType w_type : kWeightTypes) {
       SCOPED_TRACE(text("n ", n, " k ", k, ' ', name(w_type)));
+      if (w_type == DType::u8 && k % quant::kInt4Group != 0) continue;
       const bool e4m3 = w_type == DType::f8e4m3;
-      Matrix x = Matrix(e4m3 ? DType::bf16 : w_type, kBatchRows, k).random(1);
+      Matrix x = Matrix(is_float(w_type) ? w_type : DType::bf16, kBatchRows, k).random(1);
       TestWeight w(w_type, n, k, 0, 2, 0.1f);
       for (const Target& target : targets()) {
         SCOPED_TRACE(target.name());
@@ -181,10 +237,11 @@ TEST(Linear, TokensDoNotDependOnTheBatch) {
 // An output's sum does not depend on n either: a rank that holds a slice of the rows of w computes
 // what the whole would.
 TEST(Linear, OutputsDoNotDependOnTheSlice) {
-  for (DType dtype : kFloatsAndE4m3) {
+  for (DType dtype : kWeightTypes) {
     const bool e4m3 = dtype == DType::f8e4m3;
-    Matrix x = Matrix(e4m3 ? DType::bf16 : dtype, 5, 300).random(1);
-    TestWeight w(dtype, 130, 300, 0, 2, 1);
+    const std::int64_t k = dtype == DType::u8 ? 384 : 300;
+    Matrix x = Matrix(is_float(dtype) ? dtype : DType::bf16, 5, k).random(1);
+    TestWeight w(dtype, 130, k, 0, 2, 1);
     for (const Target& target : targets()) {
       SCOPED_TRACE(text(target.name(), ' ', name(dtype)));
       const auto backend = target.make();
@@ -243,10 +300,32 @@ TEST(Linear, RefusesWhatTheContractDoes) {
   op.x.dtype = DType::i32;
   expect_error<Unsupported>([&] { check(op); }, "Linear: x has no i32 version");
   op = good;
-  op.w.data.dtype = DType::i8;
+  op.w.data.dtype = DType::i32;
   expect_error<Unsupported>([&] { check(op); },
-                            "Linear: w has no i8 version; it has: f32 f16 bf16");
+                            "Linear: w has no i32 version; it has: f32 f16 bf16");
   op = good;
+  op.w.data.dtype = DType::i8;
+  refuses("Linear: w is i8 [5,8] and has a scale f32 [0,0], wanted f32 [1,5]");
+  op.w.data.dtype = DType::u8;
+  refuses("Linear: w is int4 and has 8 columns, wanted a multiple of 128");
+  Matrix x4(DType::bf16, 3, 256), w4(DType::u8, 5, 128), scale4(DType::bf16, 5, 2);
+  const auto int4 = [&] {
+    op.x = x4.view();
+    op.w = {.data = w4.view(), .scale = scale4.view()};
+  };
+  int4();
+  check(op);
+  op.w.data.cols = 64;
+  refuses("Linear: w is u8 [5,64], wanted [5,128]");
+  int4();
+  op.w.scale.cols = 1;
+  refuses("Linear: scale is bf16 [5,1], wanted [5,2]");
+  int4();
+  op.w.scale.dtype = DType::f16;
+  refuses("Linear: w is u8 [5,128] and has a scale f16 [5,2], wanted bf16");
+  int4();
+  op.activations = Activations::e4m3_per_token;
+  refuses("Linear: activations are rounded to f8e4m3, but w is u8 [5,128]");
   op.activations = Activations::e4m3_per_token;
   refuses("Linear: activations are rounded to f8e4m3, but w is bf16 [5,8]");
   Matrix scale(DType::f32, 1, 5);

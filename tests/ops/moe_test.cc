@@ -216,6 +216,23 @@ TEST(ExpertMlp, MatchesReferenceForE4m3Weights) {
     }
 }
 
+TEST(ExpertMlp, MatchesReferenceForIntegerWeights) {
+  for (DType x : kFloats) {
+    for (std::int64_t tokens : {1, 2, 17, 65}) {
+      for (const auto& [hidden, inter] : {std::pair{7, 5}, {33, 31}, {64, 129}}) {
+        compare_mlp({tokens, hidden, inter, 8, 2, {3, 6}, x, DType::i8});
+        compare_mlp({tokens, hidden, inter, 1, 0, {0, 1}, x, DType::i8});
+      }
+      for (const auto& [hidden, inter] : {std::pair{128, 128}, {256, 384}}) {
+        compare_mlp({tokens, hidden, inter, 8, 2, {3, 6}, x, DType::u8});
+        compare_mlp({tokens, hidden, inter, 1, 0, {0, 1}, x, DType::u8});
+      }
+    }
+    compare_mlp({2, 4096, 48, 8, 2, {0, 8}, x, DType::i8});
+    compare_mlp({2, 4096, 128, 8, 2, {0, 8}, x, DType::u8});
+  }
+}
+
 TEST(ExpertMlp, MatchesReferenceAtMixtralsWidth) {
   for (DType x : kFloats) compare_mlp({3, 4096, 48, 8, 2, {0, 8}, x, x});
   compare_mlp({2, 64, 14336, 2, 1, {0, 2}, DType::bf16, DType::bf16});
@@ -239,17 +256,18 @@ TEST(ExpertMlp, IsZeroWithoutALocalExpert) {
 }
 
 TEST(ExpertMlp, TokensDoNotDependOnTheBatch) {
-  for (DType dtype : kFloatsAndE4m3)
+  for (DType dtype : kWeightTypes)
     for (std::int64_t top_k : {0, 2}) {
       const std::int64_t experts = top_k ? 8 : 1;
       const bool e4m3 = dtype == DType::f8e4m3;
+      const std::int64_t hidden = dtype == DType::u8 ? 128 : 136;
       Mlp mlp({kBatchRows,
-               136,
-               264,
+               hidden,
+               dtype == DType::u8 ? 384 : 264,
                experts,
                top_k,
                {0, experts},
-               e4m3 ? DType::bf16 : dtype,
+               is_float(dtype) ? dtype : DType::bf16,
                dtype,
                e4m3 ? e4m3_activations().front() : Activations::as_is});
       for (const Target& target : targets()) {
@@ -257,7 +275,7 @@ TEST(ExpertMlp, TokensDoNotDependOnTheBatch) {
         const auto backend = target.make();
         const std::vector<Expert> placed = mlp.placed_experts(*backend);
         const auto run = [&](Range rows) {
-          Matrix y(DType::f32, rows.size(), 136);
+          Matrix y(DType::f32, rows.size(), hidden);
           backend->run(mlp.op(placed, y.view(), rows));
           backend->wait();
           return y;
@@ -342,8 +360,10 @@ TEST(ExpertMlp, RefusesWhatTheContractDoes) {
   op.experts.dtype = DType::f32;
   refuses("ExpertMlp: experts is f32 [3,2], wanted i32");
   local[0].up.data.dtype = DType::i8;
+  refuses("ExpertMlp: up is i8 [6,8] and has a scale f32 [0,0], wanted f32 [1,6]");
+  local[0].up.data.dtype = DType::i32;
   expect_error<Unsupported>([&] { check(op); },
-                            "ExpertMlp: up has no i8 version; it has: f32 f16 bf16");
+                            "ExpertMlp: up has no i32 version; it has: f32 f16 bf16");
 }
 
 }  // namespace

@@ -11,12 +11,14 @@
 #include <vector>
 
 #include "ops/backend.h"
+#include "ops/host_matrix.h"
 
 namespace ostro::ops::testing {
 
 inline const std::vector<DType> kFloats = {DType::f32, DType::f16, DType::bf16};
-inline const std::vector<DType> kFloatsAndE4m3 = {DType::f32, DType::f16, DType::bf16,
-                                                  DType::f8e4m3};
+// Of weights; u8: int4, for which k is a multiple of 128.
+inline const std::vector<DType> kWeightTypes = {DType::f32,    DType::f16, DType::bf16,
+                                                DType::f8e4m3, DType::i8,  DType::u8};
 
 // A deterministic number in [-sqrt(3), sqrt(3)): mean 0, variance 1 (splitmix64).
 inline float noise(std::uint64_t seed, std::uint64_t index) {
@@ -130,38 +132,60 @@ class Matrix {
   std::vector<char> bytes_;
 };
 
-// A weight [n, k] of about the given deviation in any format: e4m3 has numbers near 30 with a scale
-// for each row, all different.
+// A weight [n, k] of about the given deviation in any format. The numbers of quantised ones have a
+// deviation of 30 (int4: 4.6), with scales for rows or groups that are all different.
 class TestWeight {
  public:
   TestWeight(DType dtype, std::int64_t n, std::int64_t k, std::int64_t pad, std::uint64_t seed,
              float deviation)
-      : data_(dtype, n, k, pad), scale_(DType::f32, 1, dtype == DType::f8e4m3 ? n : 0) {
-    const bool e4m3 = dtype == DType::f8e4m3;
-    data_.random(seed, e4m3 ? 30.0f : deviation);
-    for (std::int64_t i = 0; e4m3 && i < n; ++i)
-      scale_.set(0, i, deviation / 30 * (1 + 0.25f * noise(seed, std::uint64_t(i))));
+      : is_int4_(dtype == DType::u8),
+        data_(dtype, n, is_int4_ ? k / 2 : k, pad),
+        scale_(is_int4_ ? Matrix(DType::bf16, n, k / quant::kInt4Group, 1)
+                        : Matrix(DType::f32, 1, is_float(dtype) ? 0 : n)),
+        decoded_(DType::f32, n, k) {
+    fill(seed, deviation);
+    const float own = is_int4_ ? 4.6f : 30.0f;
+    for (std::int64_t r = 0; r < scale_.rows(); ++r)
+      for (std::int64_t c = 0; c < scale_.cols(); ++c)
+        scale_.set(
+            r, c,
+            deviation / own * (1 + 0.25f * noise(seed, std::uint64_t(r * scale_.cols() + c))));
+    const HostMatrix values(weight());
+    for (std::int64_t i = 0; i < n; ++i)
+      for (std::int64_t j = 0; j < k; ++j) decoded_.set(i, j, values(i, j));
   }
 
   quant::Weight weight() {
-    return {.data = data_.view(), .scale = scale_.cols() > 0 ? scale_.view() : View{}};
+    return {.data = data_.view(), .scale = is_float(data_.dtype()) ? View{} : scale_.view()};
   }
   quant::Weight rows(Range r) {
     quant::Weight w = weight();
     w.data = w.data.rows_of(r);
-    if (w.scale) w.scale = w.scale.cols_of(r);
+    if (w.scale) w.scale = is_int4_ ? w.scale.rows_of(r) : w.scale.cols_of(r);
     return w;
   }
   std::int64_t n() const { return data_.rows(); }
-  double operator()(std::int64_t i, std::int64_t k) const {
-    return double(data_(i, k)) * (scale_.cols() > 0 ? scale_(0, i) : 1);
-  }
-  double norm(std::int64_t i) const {
-    return data_.norm(i) * (scale_.cols() > 0 ? scale_(0, i) : 1);
-  }
+  double operator()(std::int64_t i, std::int64_t k) const { return decoded_(i, k); }
+  double norm(std::int64_t i) const { return decoded_.norm(i); }
 
  private:
-  Matrix data_, scale_;
+  void fill(std::uint64_t seed, float deviation) {
+    const DType dtype = data_.dtype();
+    if (is_float(dtype) || dtype == DType::f8e4m3) {
+      data_.random(seed, is_float(dtype) ? deviation : 30.0f);
+      return;
+    }
+    for (std::int64_t r = 0; r < data_.rows(); ++r)
+      for (std::int64_t c = 0; c < data_.cols(); ++c) {
+        const float x = noise(seed, std::uint64_t(r * data_.cols() + c));
+        auto* const byte =
+            static_cast<std::int8_t*>(data_.view().data) + r * data_.view().row_stride + c;
+        *byte = std::int8_t((is_int4_ ? 73 : 30) * x);
+      }
+  }
+
+  bool is_int4_;
+  Matrix data_, scale_, decoded_;
 };
 
 // One backend of this build in one configuration.

@@ -119,9 +119,10 @@ TEST(Estimate, SequencesAreBoundedByCacheBatchAndStep) {
 TEST(WhatWouldFit, OnEightyGigabytes) {
   // 93.4 GB on one GPU: two of them by either cut, or half the bits; no step is small enough.
   const Question bf16 = question("mixtral-8x7b", false);
-  EXPECT_EQ(what_would_fit(bf16, {}),
-            (std::vector<std::string>{"--tp_size 1 --pp_size 2", "--tp_size 2 --pp_size 1",
-                                      "--enable_fp8"}));
+  EXPECT_EQ(
+      what_would_fit(bf16, {}),
+      (std::vector<std::string>{"--tp_size 1 --pp_size 2", "--tp_size 2 --pp_size 1",
+                                "--enable_fp8", "--use_weight_only --weight_only_precision int4"}));
   // Weights of 47 GB and a step too large for the rest of 48 GB.
   Question tight = question("mixtral-8x7b", true);
   tight.machine.memory_bytes = 48e9;

@@ -57,6 +57,11 @@ TEST(WeightsOfRank, ByKind) {
   EXPECT_EQ(fp8.experts, 32 * 8 * (expert + 4 * (2 * 14336 + 4096)));
   EXPECT_EQ(fp8.attention, 32 * (attention + 4 * (6144 + 4096)));
   EXPECT_EQ(fp8.head, bf16.head);
+  c.quantization.weights = model::Quantization::Format::int4;
+  const WeightBytes int4 = weights_of_rank(c, {}, 0);
+  EXPECT_EQ(int4.experts, 32 * 8 * (expert / 2 + 2 * expert / 128));
+  EXPECT_EQ(int4.attention, 32 * (attention / 2 + 2 * attention / 128));
+  EXPECT_EQ(int4.router, bf16.router);
 
   const model::Mapping grid{.tp = 2, .pp = 4, .moe_tp = 1, .moe_ep = 2};
   WeightBytes sum;

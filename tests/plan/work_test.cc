@@ -24,6 +24,13 @@ TEST(WorkOfStep, CountsTheBytesOfEachFormat) {
   EXPECT_DOUBLE_EQ(work_of_step(c, 1, 1).bytes, 32 * (attention + 2 * expert + scales) + 2 * head);
   EXPECT_DOUBLE_EQ(work_of_step(c, 1, 1, 500).bytes - work_of_step(c, 1, 1).bytes,
                    32 * 500 * kv * 2);
+  c.quantization.weights = Format::int8;
+  EXPECT_DOUBLE_EQ(work_of_step(c, 1, 1).bytes, 32 * (attention + 2 * expert + scales) + 2 * head);
+  // Half a byte an element, two bytes for 128.
+  c.quantization.weights = Format::int4;
+  EXPECT_DOUBLE_EQ(work_of_step(c, 1, 1).bytes,
+                   32 * (attention + 2 * expert) * (0.5 + 2.0 / 128) + 2 * head);
+  c.quantization.weights = Format::fp8;
   c.quantization.kv_cache = Format::fp8;
   EXPECT_DOUBLE_EQ(work_of_step(c, 1, 1, 500).bytes - work_of_step(c, 1, 1).bytes, 32 * 500 * kv);
 }

@@ -40,9 +40,11 @@ Buffer CpuBackend::allocate(std::size_t bytes) { return allocate_host(bytes); }
 
 quant::Weight CpuBackend::place(const quant::Weight& host) {
   check_here(host.data);
-  const bool e4m3 = host.data.dtype == DType::f8e4m3;
-  OSTRO_SUPPORTED((is_float(host.data.dtype) || e4m3) && e4m3 == bool(host.scale),
-                  "CPU has kernels for f32, f16, bf16 and scaled f8e4m3 weights, not for ",
+  const DType type = host.data.dtype;
+  const bool scaled = type == DType::f8e4m3 || type == DType::i8 || type == DType::u8;
+  OSTRO_SUPPORTED((is_float(type) || scaled) && scaled == bool(host.scale),
+                  "CPU has kernels for f32, f16, bf16 and scaled f8e4m3, i8 and u8 (int4) weights, "
+                  "not for ",
                   describe(host.data), host.scale ? " with a scale" : "");
   if (huge_pages_wanted_)
     huge_pages_.add(host.data.data, host.data.rows == 0

@@ -12,16 +12,22 @@
 namespace ostro::cpu {
 
 // Nanoseconds of a product on one thread, about: only to decide whether to share it.
-double gemm_ns(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t weight_size);
+double gemm_ns(std::int64_t m, std::int64_t n, std::int64_t k, double weight_size);
 // Columns of a work item of a product: enough items for the threads, sums that fit `sum_floats`.
-std::int64_t gemm_columns(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t weight_size,
+std::int64_t gemm_columns(std::int64_t m, std::int64_t n, std::int64_t k, double weight_size,
                           std::int64_t row_blocks, int threads, std::int64_t sum_floats);
 
 inline Element element(DType dtype) {
   return dtype == DType::f32    ? Element::f32
          : dtype == DType::f16  ? Element::f16
          : dtype == DType::bf16 ? Element::bf16
+         : dtype == DType::i8   ? Element::int8
+         : dtype == DType::u8   ? Element::int4
                                 : Element::e4m3;
+}
+// Bytes of one weight.
+inline double weight_size(const quant::Weight& w) {
+  return double(size_of(w.data.dtype)) / (w.is_int4() ? 2 : 1);
 }
 // Row r of a view, whatever its type.
 inline char* row_of(const View& v, std::int64_t r) {
@@ -136,13 +142,21 @@ class CpuBackend final : public ops::Backend {
   // x, or its rows rounded as `activations` says, in f32.
   View rounded(const View& x, ops::Activations activations);
 
-  // The scales of a weight's rows from r on; null if it has none.
+  // The scales of a weight's rows from r on; null if rows have none.
   static const float* scale_of(const quant::Weight& w, std::int64_t r) {
-    return w.scale ? static_cast<const float*>(w.scale.data) + r : nullptr;
+    return w.scale && !w.is_int4() ? static_cast<const float*>(w.scale.data) + r : nullptr;
   }
   // Row r of a weight, where it is best read now.
   const void* weight_row(const quant::Weight& w, std::int64_t r) const {
     return huge_pages_.find(row_of(w.data, r));
+  }
+  // The rows of `w` from r on are those that the product multiplies by.
+  void set_weight(Gemm& gemm, const quant::Weight& w, std::int64_t r) const {
+    gemm.w = weight_row(w, r);
+    gemm.w_stride = w.data.row_stride;
+    gemm.w_type = element(w.data.dtype);
+    gemm.w_scale = w.is_int4() ? row_of(w.scale, r) : nullptr;
+    gemm.w_scale_stride = w.scale.row_stride;
   }
 
   const Kernels& kernels_;

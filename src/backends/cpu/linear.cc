@@ -13,11 +13,11 @@ constexpr std::int64_t kChunks = 4;  // for each thread, at least
 
 }  // namespace
 
-double gemm_ns(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t weight_size) {
-  return double(n) * double(k) * (double(weight_size) / 20 + double(m) / 60);
+double gemm_ns(std::int64_t m, std::int64_t n, std::int64_t k, double weight_size) {
+  return double(n) * double(k) * (weight_size / 20 + double(m) / 60);
 }
 
-std::int64_t gemm_columns(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t weight_size,
+std::int64_t gemm_columns(std::int64_t m, std::int64_t n, std::int64_t k, double weight_size,
                           std::int64_t row_blocks, int threads, std::int64_t sum_floats) {
   constexpr std::int64_t kTile = 8;
   if (m > kGemmStagedRows) {
@@ -25,7 +25,7 @@ std::int64_t gemm_columns(std::int64_t m, std::int64_t n, std::int64_t k, std::i
     while (columns > 32 && row_blocks * ceil_div(n, columns) < 3 * threads) columns /= 2;
     return columns;
   }
-  const std::int64_t row_bytes = std::max<std::int64_t>(1, k * weight_size);
+  const auto row_bytes = std::max<std::int64_t>(1, std::int64_t(double(k) * weight_size));
   std::int64_t columns = std::max(kTile, kChunkBytes / row_bytes);
   columns = std::min(columns, ceil_div(n, kChunks * threads));
   columns = std::min(columns, sum_floats / m);
@@ -51,15 +51,14 @@ void CpuBackend::enqueue(const ops::Linear& op) {
   const View x = rounded(op.x, op.activations);
   const std::int64_t m = op.x.rows, n = op.w.n(), k = op.w.k();
   if (m == 0 || n == 0) return;
-  const std::int64_t weight_size = std::int64_t(size_of(op.w.data.dtype));
   const std::int64_t row_blocks = ceil_div(m, kSumRows);
   const std::int64_t columns =
-      gemm_columns(m, n, k, weight_size, row_blocks, threads_.count(), kSumFloats);
+      gemm_columns(m, n, k, weight_size(op.w), row_blocks, threads_.count(), kSumFloats);
   const std::int64_t column_blocks = ceil_div(n, columns);
   const bool direct = op.y.dtype == DType::f32;
   const GemmScratch scratch = gemm_scratch(std::min(m, kSumRows), k);
   const std::int64_t key = pack_keys(row_blocks);
-  items(row_blocks * column_blocks, gemm_ns(m, n, k, weight_size),
+  items(row_blocks * column_blocks, gemm_ns(m, n, k, weight_size(op.w)),
         [&](int thread, std::int64_t item) {
           const auto [row_block, column_block] = block_of(item, row_blocks, column_blocks);
           const Range rows = part_of(m, row_block, row_blocks);
@@ -68,16 +67,14 @@ void CpuBackend::enqueue(const ops::Linear& op) {
           char* y = row_of(op.y, rows.begin) + n0 * std::int64_t(size_of(op.y.dtype));
           Gemm gemm{};
           gemm.x = row_of(x, rows.begin);
-          gemm.w = weight_row(op.w, n0);
+          set_weight(gemm, op.w, n0);
           gemm.sum = direct ? reinterpret_cast<float*>(y) : sums(thread);
           gemm.x_stride = x.row_stride;
-          gemm.w_stride = op.w.data.row_stride;
           gemm.sum_stride = direct ? op.y.row_stride : width;
           gemm.m = rows.size();
           gemm.n = width;
           gemm.k = k;
           gemm.x_type = element(x.dtype);
-          gemm.w_type = element(op.w.data.dtype);
           // What this thread may take next; the others take the items between.
           const std::int64_t next =
               block_of(item + threads_.count(), row_blocks, column_blocks).column_block * columns;
@@ -85,7 +82,7 @@ void CpuBackend::enqueue(const ops::Linear& op) {
           gemm.scratch = scratch.of(thread);
           gemm.pack_key = key + row_block;
           kernels_.gemm(gemm);
-          if (!direct || op.w.scale)
+          if (!direct || scale_of(op.w, n0))
             kernels_.store_rows({.from = gemm.sum,
                                  .to = y,
                                  .from_stride = gemm.sum_stride,
@@ -102,41 +99,39 @@ void CpuBackend::enqueue(const ops::Route& op) {
   const std::int64_t tokens = op.x.rows, experts = op.router.n(), k = op.router.k();
   if (tokens == 0) return;
   const std::int64_t live = op.live ? ints(op.live)[0] : tokens;
-  const std::int64_t weight_size = std::int64_t(size_of(op.router.data.dtype));
   const std::int64_t blocks =
       std::max(ceil_div(tokens, kGemmStagedRows), std::min<std::int64_t>(tokens, threads_.count()));
   float* const logits = logits_.reserve<float>(threads_.count() * kGemmStagedRows * experts);
   const GemmScratch scratch = gemm_scratch(ceil_div(tokens, blocks), k);
-  items(blocks, gemm_ns(tokens, experts, k, weight_size), [&](int thread, std::int64_t item) {
-    const Range rows = part_of(tokens, item, blocks);
-    Gemm gemm{};
-    gemm.x = row_of(op.x, rows.begin);
-    gemm.w = weight_row(op.router, 0);
-    gemm.sum = logits + thread * kGemmStagedRows * experts;
-    gemm.x_stride = op.x.row_stride;
-    gemm.w_stride = op.router.data.row_stride;
-    gemm.sum_stride = experts;
-    gemm.m = rows.size();
-    gemm.n = experts;
-    gemm.k = k;
-    gemm.x_type = element(op.x.dtype);
-    gemm.w_type = element(op.router.data.dtype);
-    gemm.scratch = scratch.of(thread);
-    kernels_.gemm(gemm);
-    for (std::int64_t t = rows.begin; t < rows.end; ++t) {
-      if (t >= live) {
-        std::fill_n(op.experts.row<std::int32_t>(t), op.experts.cols, -1);
-        std::fill_n(op.weights.row<float>(t), op.experts.cols, 0.0f);
-        continue;
-      }
-      kernels_.route({.logits = gemm.sum + (t - rows.begin) * experts,
-                      .experts = reinterpret_cast<std::int32_t*>(row_of(op.experts, t)),
-                      .weights = reinterpret_cast<float*>(row_of(op.weights, t)),
-                      .count = experts,
-                      .top_k = op.experts.cols,
-                      .renormalize = op.renormalize});
-    }
-  });
+  items(blocks, gemm_ns(tokens, experts, k, weight_size(op.router)),
+        [&](int thread, std::int64_t item) {
+          const Range rows = part_of(tokens, item, blocks);
+          Gemm gemm{};
+          gemm.x = row_of(op.x, rows.begin);
+          set_weight(gemm, op.router, 0);
+          gemm.sum = logits + thread * kGemmStagedRows * experts;
+          gemm.x_stride = op.x.row_stride;
+          gemm.sum_stride = experts;
+          gemm.m = rows.size();
+          gemm.n = experts;
+          gemm.k = k;
+          gemm.x_type = element(op.x.dtype);
+          gemm.scratch = scratch.of(thread);
+          kernels_.gemm(gemm);
+          for (std::int64_t t = rows.begin; t < rows.end; ++t) {
+            if (t >= live) {
+              std::fill_n(op.experts.row<std::int32_t>(t), op.experts.cols, -1);
+              std::fill_n(op.weights.row<float>(t), op.experts.cols, 0.0f);
+              continue;
+            }
+            kernels_.route({.logits = gemm.sum + (t - rows.begin) * experts,
+                            .experts = reinterpret_cast<std::int32_t*>(row_of(op.experts, t)),
+                            .weights = reinterpret_cast<float*>(row_of(op.weights, t)),
+                            .count = experts,
+                            .top_k = op.experts.cols,
+                            .renormalize = op.renormalize});
+          }
+        });
   if (!op.counts) return;
   auto* const counts = static_cast<std::uint32_t*>(op.counts.data);
   for (std::int64_t t = 0; t < std::min(live, tokens); ++t)

@@ -26,7 +26,7 @@ struct CpuBackend::ExpertPlan {
   std::int64_t columns_of(std::int64_t rows) const { return rows > kGemmStagedRows ? many : few; }
   std::int64_t few = 0, many = 0;
 
-  std::int64_t plan(std::int64_t n_, std::int64_t k, std::int64_t weight_size, int threads) {
+  std::int64_t plan(std::int64_t n_, std::int64_t k, double weight_size, int threads) {
     n = n_;
     std::int64_t active = 0, largest = 1, row_blocks = 0;
     for (std::int64_t e = 0; e < experts; ++e) {
@@ -109,9 +109,8 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
   float* const out = op.experts ? expert_out_.reserve<float>(tokens * top_k * hidden)
                                 : static_cast<float*>(op.y.data);
   const std::int64_t out_stride = op.experts ? hidden : op.y.row_stride;
-  const std::int64_t weight_size = std::int64_t(size_of(any.gate.data.dtype));
-
-  const std::int64_t read_size = weight_size * std::min(plan.slots, plan.experts);
+  const double size = weight_size(any.gate);
+  const double read_size = size * double(std::min(plan.slots, plan.experts));
 
   Gemm common{};
   common.x_type = element(x.dtype);
@@ -126,7 +125,7 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
     return next < w.n() ? weight_row(w, next) : nullptr;
   };
 
-  const std::int64_t up_items = plan.plan(inter, hidden, weight_size, threads_.count());
+  const std::int64_t up_items = plan.plan(inter, hidden, size, threads_.count());
   items(up_items, gemm_ns(plan.slots, 2 * inter, hidden, read_size),
         [&](int thread, std::int64_t item) {
           const ExpertPlan::Block b = plan.block(item, *this);
@@ -141,16 +140,11 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
           gemm.pack_key = up_key + b.rows.begin;
           gemm.sum_stride = b.columns.size();
           gemm.scratch = scratch.of(thread);
-          const void* const up = weight_row(expert.up, b.columns.begin);
-          gemm.w = weight_row(expert.gate, b.columns.begin);
-          gemm.w_stride = expert.gate.data.row_stride;
-          gemm.w_type = element(expert.gate.data.dtype);
+          set_weight(gemm, expert.gate, b.columns.begin);
           gemm.sum = sums(thread, 0);
-          gemm.next_w = up;
+          gemm.next_w = weight_row(expert.up, b.columns.begin);
           kernels_.gemm(gemm);
-          gemm.w = up;
-          gemm.w_stride = expert.up.data.row_stride;
-          gemm.w_type = element(expert.up.data.dtype);
+          set_weight(gemm, expert.up, b.columns.begin);
           gemm.sum = sums(thread, 1);
           gemm.next_w = next_rows(expert.gate, b.columns);
           kernels_.gemm(gemm);
@@ -174,7 +168,7 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
       }
     });
 
-  const std::int64_t down_items = plan.plan(hidden, inter, weight_size, threads_.count());
+  const std::int64_t down_items = plan.plan(hidden, inter, size, threads_.count());
   items(down_items, gemm_ns(plan.slots, hidden, inter, read_size),
         [&](int thread, std::int64_t item) {
           const ExpertPlan::Block b = plan.block(item, *this);
@@ -182,9 +176,7 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
           Gemm gemm = common;
           gemm.x = h + b.rows.begin * inter * x_size;
           gemm.x_stride = inter;
-          gemm.w = weight_row(down, b.columns.begin);
-          gemm.w_stride = down.data.row_stride;
-          gemm.w_type = element(down.data.dtype);
+          set_weight(gemm, down, b.columns.begin);
           gemm.sum = out + b.rows.begin * out_stride + b.columns.begin;
           gemm.sum_stride = out_stride;
           gemm.m = b.rows.size();
@@ -194,7 +186,7 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
           gemm.pack_key = down_key + b.rows.begin;
           gemm.scratch = scratch.of(thread);
           kernels_.gemm(gemm);
-          if (down.scale)
+          if (scale_of(down, b.columns.begin))
             kernels_.store_rows({.from = gemm.sum,
                                  .to = gemm.sum,
                                  .from_stride = gemm.sum_stride,

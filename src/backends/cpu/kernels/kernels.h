@@ -12,8 +12,8 @@
 
 namespace ostro::cpu {
 
-// e4m3: of weights and of the KV cache alone.
-enum class Element : std::uint8_t { f32, f16, bf16, e4m3 };
+// e4m3: of weights and of the KV cache alone; int8 and int4: of weights.
+enum class Element : std::uint8_t { f32, f16, bf16, e4m3, int8, int4 };
 
 // y += or = x w^T for a block, in f32. Every element of `sum` is made in one order that depends on
 // k alone: blocks of kGemmBlock along k from the front, each summed in vector lanes and then by a
@@ -23,7 +23,7 @@ inline constexpr std::int64_t kGemmBlock = 1024;
 struct Gemm {
   const void* x;             // [.., k]
   const std::int32_t* rows;  // which m rows of x; null: the rows 0 to m - 1
-  const void* w;             // [n, k]
+  const void* w;             // [n, k]; int4: bytes, as quant/int4.h lays out a group
   float* sum;                // [m, n], out
   std::int64_t x_stride, w_stride, sum_stride;
   std::int64_t m, n, k;
@@ -33,6 +33,9 @@ struct Gemm {
   // Not 0: the same key means the same rows of the same x with the same scratch, so that a kernel
   // that packs x need not do it again.
   std::int64_t pack_key;
+  // Of int4: bf16 [n, k / 128]. The sums are those of the scaled weights.
+  const void* w_scale;
+  std::int64_t w_scale_stride;
 };
 
 // More rows than this are multiplied by blocks of weights that stay in the L2.

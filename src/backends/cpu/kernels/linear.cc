@@ -9,8 +9,10 @@
 // Up to kGemmStagedRows tokens: every weight is read once, while the rows after it are prefetched
 // to L2 in the order of memory. Above, blocks of kGemmStagedWeights x kGemmBlock weights stay in
 // L2, copied to the scratch if they need widening or would collide there, and arithmetic bounds it.
-// e4m3 weights become bf16 (or f32, where there is no VDPBF16PS) as they are loaded, for more than
-// two tokens once for all of them; their scales are applied to the sums by the caller.
+// e4m3 and int8 weights become bf16 (or f32, where there is no VDPBF16PS) as they are loaded, for
+// more than two tokens once for all of them; their scales are applied to the sums by the caller.
+// int4 weights become f32, times the scales of their groups: exactly, since an integer of 4 bits
+// times a bf16 has 12. For one or two tokens four rows at a time, in registers.
 //
 // Zen 4, two threads, hidden 1024, of the ceilings of the same run (33 GB/s, 470 GFLOP/s in bf16):
 // 91 to 98 % of the bandwidth for 1 and 8 tokens, 83 to 86 % of VDPBF16PS from 32 tokens on.
@@ -26,8 +28,8 @@ constexpr int kTokens = kWidth == 16 ? 6 : 3;
 
 // How one step along k multiplies: by f32 FMA after widening, or in bf16 pairs.
 //
-// Weights that are decoded at some cost (e4m3) are decoded once for all tokens where there are more
-// than two: `Decoded` multiplies x as it lies by the decoded weights.
+// Weights that are decoded at some cost (e4m3, integers) are decoded once for all tokens where
+// there are more than two: `Decoded` multiplies x as it lies by the decoded weights.
 template <class X, class W>
 struct Widened {
   using Decoded = Widened<X, float>;
@@ -70,8 +72,24 @@ struct PairsE4m3 : Pairs {
 };
 #endif
 
+#ifdef __AVX512BF16__
+struct PairsInt8 : Pairs {
+  static Operand packed(Vec low, Vec high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+  static Operand load_w(const Int8* p) { return packed(load(p), load(p + 16)); }
+  static Operand load_w(const Int8* p, std::int64_t n) {
+    return packed(load(p, n < 16 ? n : 16), n > 16 ? load(p + 16, n - 16) : zero());
+  }
+};
+#endif
+
 template <class W>
-inline constexpr bool kIsCoded = __is_same(W, E4m3);
+inline constexpr bool kIsCoded = __is_same(W, E4m3) || __is_same(W, Int8) || __is_same(W, Int4);
+
+// What k columns of a row take, in elements of W.
+template <class W>
+inline std::int64_t length(std::int64_t k) {
+  return __is_same(W, Int4) ? k / 2 : k;
+}
 
 // The sums of the lanes of 4 vectors; each by the tree of reduce_add.
 inline __m128 reduce4(const Vec* v) {
@@ -290,14 +308,111 @@ inline void copy_row(const Bf16* from, Bf16* to, std::int64_t n) {
   __builtin_memcpy(to, from, static_cast<std::size_t>(n) * sizeof(Bf16));
 }
 #ifdef __AVX512BF16__
-inline void copy_row(const E4m3* from, Bf16* to, std::int64_t n) {
+template <class Op, class W>
+inline void decode_row(const W* from, Bf16* to, std::int64_t n) {
   std::int64_t i = 0;
-  for (; i + 32 <= n; i += 32) _mm512_storeu_si512(to + i, PairsE4m3::load_w(from + i));
+  for (; i + 32 <= n; i += 32) _mm512_storeu_si512(to + i, Op::load_w(from + i));
   if (i < n)
     _mm512_mask_storeu_epi16(to + i, static_cast<__mmask32>((1ull << (n - i)) - 1),
-                             PairsE4m3::load_w(from + i, n - i));
+                             Op::load_w(from + i, n - i));
+}
+inline void copy_row(const E4m3* from, Bf16* to, std::int64_t n) {
+  decode_row<PairsE4m3>(from, to, n);
+}
+inline void copy_row(const Int8* from, Bf16* to, std::int64_t n) {
+  decode_row<PairsInt8>(from, to, n);
 }
 #endif
+
+inline float int4_scale(const Gemm& g, std::int64_t n, std::int64_t group) {
+  const std::uint32_t bits = at<Bf16>(g.w_scale, n * g.w_scale_stride + group)->bits;
+  return __builtin_bit_cast(float, bits << 16);
+}
+
+template <int kLane>
+inline void store_columns(const Int4Lanes& lanes, float* to) {
+  Vec w[32 / kWidth];
+  lanes.columns<kLane>(w);
+  for (int i = 0; i < 32 / kWidth; ++i) store(to + 32 * kLane + i * kWidth, w[i]);
+}
+
+// Columns k0 .. k0 + k of row n of the weights.
+template <class W, class To>
+inline void stage_row(const Gemm& g, std::int64_t n, std::int64_t k0, std::int64_t k, To* to) {
+  const W* const from = at<W>(g.w, n * g.w_stride + length<W>(k0));
+  if constexpr (__is_same(W, Int4)) {
+    for (std::int64_t i = 0; i < k; i += kInt4Group) {
+      const Int4Lanes lanes(from + i / 2, int4_scale(g, n, (k0 + i) / kInt4Group));
+      store_columns<0>(lanes, to + i);
+      store_columns<1>(lanes, to + i);
+      store_columns<2>(lanes, to + i);
+      store_columns<3>(lanes, to + i);
+    }
+  } else {
+    copy_row(from, to, k);
+  }
+}
+
+// s[m][r] += x[m] . (32 columns of each row), in the order of the columns.
+template <int kM, int kLane, class X>
+__attribute__((always_inline)) inline void add_columns(const Int4Lanes (&rows)[kRows],
+                                                       const X* const* x, std::int64_t k,
+                                                       Vec (&s)[kM][kRows]) {
+  constexpr int kVectors = 32 / kWidth;
+  Vec a[kM][kVectors];
+#pragma GCC unroll 2
+  for (int m = 0; m < kM; ++m)
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) a[m][i] = load(x[m] + k + 32 * kLane + i * kWidth);
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    Vec w[kVectors];
+    rows[r].template columns<kLane>(w);
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i)
+#pragma GCC unroll 2
+      for (int m = 0; m < kM; ++m) s[m][r] = fma(a[m][i], w[i], s[m][r]);
+  }
+}
+
+// One or two tokens and int4: four rows share what is loaded of x, and their chains of sums run
+// side by side. The rows after them are fetched meanwhile: four streams are too many for the
+// hardware prefetcher.
+template <int kM, class X>
+void few_int4(const Gemm& g) {
+  const X* x[kM];
+  for (int m = 0; m < kM; ++m) x[m] = x_row<X>(g, m);
+  for (std::int64_t n = 0; n < g.n; n += kRows) {
+    const std::int64_t outputs = least(kRows, g.n - n);
+    const void* next = n + kRows < g.n ? at<Int4>(g.w, (n + kRows) * g.w_stride) : g.next_w;
+    const char* ahead = static_cast<const char*>(next);
+    for (std::int64_t k0 = 0; k0 < g.k; k0 += kGemmBlock) {
+      const std::int64_t end = least(g.k, k0 + kGemmBlock);
+      Vec s[kM][kRows];
+      for (int m = 0; m < kM; ++m)
+        for (int r = 0; r < kRows; ++r) s[m][r] = zero();
+      for (std::int64_t k = k0; k < end; k += kInt4Group) {
+        if (next)
+          for (int l = 0; l < kRows; ++l, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T0);
+        const auto row = [&](std::int64_t r) {
+          const std::int64_t i = n + least(r, outputs - 1);
+          return Int4Lanes(at<Int4>(g.w, i * g.w_stride + k / 2), int4_scale(g, i, k / kInt4Group));
+        };
+        const Int4Lanes rows[kRows] = {row(0), row(1), row(2), row(3)};
+        add_columns<kM, 0>(rows, x, k, s);
+        add_columns<kM, 1>(rows, x, k, s);
+        add_columns<kM, 2>(rows, x, k, s);
+        add_columns<kM, 3>(rows, x, k, s);
+      }
+      for (int m = 0; m < kM; ++m) {
+        alignas(16) float sums[kRows];
+        _mm_store_ps(sums, reduce4(s[m]));
+        float* const to = g.sum + m * g.sum_stride + n;
+        for (std::int64_t r = 0; r < outputs; ++r) to[r] = k0 > 0 ? to[r] + sums[r] : sums[r];
+      }
+    }
+  }
+}
 
 // Few tokens: every weight is read once, from where it lies, or decoded once to the scratch.
 template <class Op, class X, class W>
@@ -326,23 +441,21 @@ void streamed(const Gemm& g) {
                      k0 > 0);
         }
       };
-      const auto row = [&](std::int64_t r) {
-        return at<W>(g.w, (n + least(r, outputs - 1)) * g.w_stride + k0);
-      };
       if constexpr (kIsCoded<W>) {
         Decoded* const decoded = static_cast<Decoded*>(g.scratch);
         const Decoded* w[kRows];
         for (std::int64_t r = 0; r < kRows; ++r) {
           w[r] = decoded + r * kGemmBlock;
           if (r < outputs)
-            copy_row(row(r), decoded + r * kGemmBlock, k);
+            stage_row<W>(g, n + r, k0, k, decoded + r * kGemmBlock);
           else
             w[r] = w[outputs - 1];
         }
         multiply(TileOp{}, w);
       } else {
         const W* w[kRows];
-        for (std::int64_t r = 0; r < kRows; ++r) w[r] = row(r);
+        for (std::int64_t r = 0; r < kRows; ++r)
+          w[r] = at<W>(g.w, (n + least(r, outputs - 1)) * g.w_stride + k0);
         multiply(Op{}, w);
       }
     }
@@ -375,14 +488,14 @@ void staged(const Gemm& g) {
         block_stride = g.w_stride;
       } else {
         for (std::int64_t r = 0; r < rows; ++r)
-          copy_row(at<W>(g.w, (n0 + r) * g.w_stride + k0), w_block + r * kGemmBlock, k);
+          stage_row<W>(g, n0 + r, k0, k, w_block + r * kGemmBlock);
       }
       // The next block comes to L2 while this one is used: `lines` of its cache lines at a tile.
       const bool more_k = k0 + k < g.k, more_n = n0 + rows < g.n;
-      const void* const next = more_k   ? at<W>(g.w, n0 * g.w_stride + k0 + k)
+      const void* const next = more_k   ? at<W>(g.w, n0 * g.w_stride + length<W>(k0 + k))
                                : more_n ? at<W>(g.w, (n0 + rows) * g.w_stride)
                                         : g.next_w;
-      const std::int64_t row_lines = k * std::int64_t(sizeof(W)) / 64;
+      const std::int64_t row_lines = length<W>(k) * std::int64_t(sizeof(W)) / 64;
       const std::int64_t lines = next ? row_lines * kRows / tiles + 1 : 0;
       std::int64_t ahead_row = 0, ahead_line = 0;
       for (std::int64_t t = 0; t < tiles; ++t) {
@@ -421,6 +534,9 @@ void run(const Gemm& g) {
     staged<Op, StagedOp, X, W>(g);
   } else if (g.m > 2) {
     streamed<Op, X, W>(g);
+  } else if constexpr (__is_same(W, Int4)) {
+    if (g.m == 2) few_int4<2, X>(g);
+    if (g.m == 1) few_int4<1, X>(g);
   } else if (g.m == 2) {
     row_by_row<Op, 2, X, W>(g);
   } else if (g.m == 1) {
@@ -455,8 +571,15 @@ void gemm(const Gemm& g) {
 #endif
       return run_widened<X, E4m3>(g);
     }
+    if (g.w_type == Element::int8) {
+#ifdef __AVX512BF16__
+      if constexpr (__is_same(X, Bf16)) return run<PairsInt8, Pairs, Bf16, Int8>(g);
+#endif
+      return run_widened<X, Int8>(g);
+    }
+    if (g.w_type == Element::int4) return run_widened<X, Int4>(g);
 #ifdef __AMX_BF16__
-    if (__is_same(X, Bf16) && g.k > 0) return gemm_tiles(g);  // e4m3 weights do not come here
+    if (__is_same(X, Bf16) && g.k > 0) return gemm_tiles(g);  // coded weights do not come here
 #endif
 #ifdef __AVX512BF16__
     if constexpr (__is_same(X, Bf16)) return run<Pairs, Pairs, Bf16, Bf16>(g);

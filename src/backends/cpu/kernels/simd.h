@@ -21,6 +21,17 @@ struct F16 {
 struct E4m3 {
   std::uint8_t bits;
 };
+struct Int8 {
+  std::int8_t value;
+};
+// Two of them.
+struct Int4 {
+  std::uint8_t bits;
+};
+
+// Of quant/int4.h.
+constexpr std::int64_t kInt4Group = 128;
+constexpr std::int64_t kInt4GroupBytes = kInt4Group / 2;
 
 // Calls fn with a value of the element type of activations.
 template <class Fn>
@@ -33,6 +44,8 @@ inline void with_element(Element e, Fn&& fn) {
     case Element::bf16:
       return fn(Bf16{});
     case Element::e4m3:
+    case Element::int8:
+    case Element::int4:
       __builtin_unreachable();
   }
 }
@@ -84,6 +97,36 @@ inline Vec load(const E4m3* p) {
 inline Vec load(const E4m3* p, std::int64_t n) {
   return widen(_mm_maskz_loadu_epi8(first(n), p), E4m3{});
 }
+inline Vec load(const Int8* p) {
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+inline Vec load(const Int8* p, std::int64_t n) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
+}
+
+// A group of int4 in the order of its columns: 16 of them times `scale` are the first half of a
+// lane's nibbles, the next 16 the second.
+struct Int4Lanes {
+  __m512i nibbles;
+  Vec table;
+
+  Int4Lanes(const Int4* p, float scale) {
+    const __m512i words = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i bytes =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+    nibbles = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(words, _mm512_loadu_si512(p)), bytes);
+    const Vec integers = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    table = mul(integers, set1(scale));
+  }
+  // Columns 32 kLane .. 32 kLane + 31.
+  template <int kLane>
+  void columns(Vec (&w)[2]) const {
+    const __m512i wide = _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(nibbles, kLane));
+    w[0] = _mm512_permutexvar_ps(wide, table);  // by the low four bits
+    w[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(wide, 4), table);
+  }
+};
 // 32 numbers that are not NaN as bf16, exactly. The exponent's bias is 120 more; subnormals, for
 // which that does not hold, are looked up by their mantissa.
 inline __m512i bf16_of(__m256i v) {
@@ -261,6 +304,46 @@ inline Vec load(const E4m3* p, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) part[i] = p[i];
   return load(part);
 }
+
+inline Vec load(const Int8* p) {
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline Vec load(const Int8* p, std::int64_t n) {
+  Int8 part[8] = {};
+  for (std::int64_t i = 0; i < n; ++i) part[i] = p[i];
+  return load(part);
+}
+
+// As above.
+struct Int4Lanes {
+  __m128i nibbles[4];
+  Vec factor;
+
+  Int4Lanes(const Int4* p, float scale) : factor(set1(scale)) {
+    const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    __m128i r[4];
+    for (int i = 0; i < 4; ++i)
+      r[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16 * i));
+    const __m128i low0 = _mm_unpacklo_epi32(r[0], r[1]), low1 = _mm_unpacklo_epi32(r[2], r[3]);
+    const __m128i high0 = _mm_unpackhi_epi32(r[0], r[1]), high1 = _mm_unpackhi_epi32(r[2], r[3]);
+    nibbles[0] = _mm_shuffle_epi8(_mm_unpacklo_epi64(low0, low1), order);
+    nibbles[1] = _mm_shuffle_epi8(_mm_unpackhi_epi64(low0, low1), order);
+    nibbles[2] = _mm_shuffle_epi8(_mm_unpacklo_epi64(high0, high1), order);
+    nibbles[3] = _mm_shuffle_epi8(_mm_unpackhi_epi64(high0, high1), order);
+  }
+  template <int kLane>
+  void columns(Vec (&w)[4]) const {
+    const __m128i mask = _mm_set1_epi8(15);
+    const __m128i half[2] = {_mm_and_si128(nibbles[kLane], mask),
+                             _mm_and_si128(_mm_srli_epi16(nibbles[kLane], 4), mask)};
+    for (int i = 0; i < 4; ++i) {
+      const __m128i eight = i % 2 == 0 ? half[i / 2] : _mm_srli_si128(half[i / 2], 8);
+      const __m256i wide = _mm256_sub_epi32(_mm256_cvtepu8_epi32(eight), _mm256_set1_epi32(8));
+      w[i] = mul(_mm256_cvtepi32_ps(wide), factor);
+    }
+  }
+};
 
 // The steps of ostro::to_f8e4m3.
 inline void store(E4m3* p, Vec v, std::int64_t n) {
