@@ -1,7 +1,13 @@
 #include "guide/compiler.h"
 
 #include <algorithm>
+#include <condition_variable>
+#include <exception>
+#include <list>
+#include <map>
+#include <mutex>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "base/error.h"
@@ -111,43 +117,68 @@ std::size_t size_of(const Grammar& grammar) {
 
 }  // namespace
 
-// Without xgrammar's own cache: its keys are printed grammars that it reads again, in which
-// characters beyond ASCII become others.
-struct Compiler::Tokens {
-  std::shared_ptr<const TokenSets> sets;
-  mutable xgrammar::GrammarCompiler compiler;
-};
+// Kept by each thread that is at work: a compiler may go before it has ended.
+struct Compiler::State : std::enable_shared_from_this<State> {
+  using Clock = std::chrono::steady_clock;
+  // Of one guide, kept by all who wait for it.
+  struct Work {
+    std::shared_ptr<const Grammar> grammar;
+    std::exception_ptr error;
+    bool ended = false;
+  };
+  struct Entry {
+    std::shared_ptr<const Grammar> grammar;  // null: it is at work
+    std::list<const Guide*>::iterator used;
+    std::shared_ptr<Work> work;
+  };
 
-// Of one guide, kept by all who wait for it.
-struct Compiler::Work {
-  std::shared_ptr<const Grammar> grammar;
-  std::exception_ptr error;
-  bool ended = false;
+  State(std::shared_ptr<const TokenSets> token_sets, const xgrammar::TokenizerInfo& info,
+        const CompilerOptions& options)
+      : sets_(std::move(token_sets)),
+        xgrammar_(info, 1, /*cache_enabled=*/false),
+        options_(options) {}
+
+  std::shared_ptr<const Grammar> compile(const Guide&);
+  std::shared_ptr<const Grammar> make(const Guide&);
+  std::shared_ptr<Work> begin(const Guide&);
+  void evict();
+
+  const std::shared_ptr<const TokenSets> sets_;
+  // Without xgrammar's own cache: its keys are printed grammars that it reads again, in which
+  // characters beyond ASCII become others.
+  xgrammar::GrammarCompiler xgrammar_;
+  const CompilerOptions options_;
+  std::mutex mutex_;
+  std::condition_variable compiled_;  // some work has ended
+  int at_work_ = 0;
+  std::map<Guide, Entry> entries_;
+  std::list<const Guide*> by_use_;  // of entries with a grammar, the last used first
+  std::size_t bytes_ = 0;
 };
 
 Compiler::Compiler(Vocabulary vocabulary, std::int64_t vocab, CompilerOptions options)
-    : tokens_([&] {
+    : state_([&] {
         OSTRO_REQUIRE(std::int64_t(vocabulary.bytes.size()) <= vocab, "the vocabulary has ",
                       vocabulary.bytes.size(), " tokens, the model ", vocab);
         const xgrammar::TokenizerInfo info(vocabulary.bytes, xgrammar::VocabType::RAW, int(vocab),
                                            std::vector<std::int32_t>{});
-        return new Tokens{sets_of(vocabulary, vocab),
-                          xgrammar::GrammarCompiler(info, 1, /*cache_enabled=*/false)};
-      }()),
-      options_(options) {}
+        return std::make_shared<State>(sets_of(vocabulary, vocab), info, options);
+      }()) {}
 
 Compiler::~Compiler() {
-  std::unique_lock lock(mutex_);
-  compiled_.wait(lock, [&] { return at_work_ == 0; });
-  join_ended(lock);
+  std::unique_lock lock(state_->mutex_);
+  state_->compiled_.wait_for(lock, std::chrono::seconds(3), [&] { return state_->at_work_ == 0; });
 }
 
-std::shared_ptr<const Grammar> Compiler::make(const Guide& guide) const {
+std::shared_ptr<const Grammar> Compiler::compile(const Guide& guide) {
+  return state_->compile(guide);
+}
+
+std::shared_ptr<const Grammar> Compiler::State::make(const Guide& guide) {
   check_limits(guide);
   try {
-    auto grammar =
-        std::make_shared<Grammar>(tokens_->sets, tokens_->compiler.CompileGrammar(parse(guide)));
-    grammar->at_start = guide.at_start && !tokens_->sets->at_start.empty();
+    auto grammar = std::make_shared<Grammar>(sets_, xgrammar_.CompileGrammar(parse(guide)));
+    grammar->at_start = guide.at_start && !sets_->at_start.empty();
     grammar->first = first_tokens(*grammar);
     return grammar;
   } catch (const Error&) {
@@ -157,10 +188,9 @@ std::shared_ptr<const Grammar> Compiler::make(const Guide& guide) const {
   }
 }
 
-std::shared_ptr<const Grammar> Compiler::compile(const Guide& guide) {
+std::shared_ptr<const Grammar> Compiler::State::compile(const Guide& guide) {
   const Clock::time_point deadline = Clock::now() + options_.time_limit;
   std::unique_lock lock(mutex_);
-  join_ended(lock);
   const auto known_or_free = [&] {
     return entries_.contains(guide) || at_work_ < options_.at_work;
   };
@@ -179,12 +209,11 @@ std::shared_ptr<const Grammar> Compiler::compile(const Guide& guide) {
 }
 
 // Under the mutex.
-std::shared_ptr<Compiler::Work> Compiler::begin(const Guide& guide) {
+std::shared_ptr<Compiler::State::Work> Compiler::State::begin(const Guide& guide) {
   auto made = std::make_shared<Work>();
   const auto it = entries_.emplace(guide, Entry{nullptr, {}, made}).first;
-  const auto thread = threads_.emplace(threads_.end());
   try {
-    *thread = std::thread([this, it, made, thread] {
+    std::thread([self = shared_from_this(), this, it, made] {
       try {
         made->grammar = make(it->first);
       } catch (...) {
@@ -200,12 +229,10 @@ std::shared_ptr<Compiler::Work> Compiler::begin(const Guide& guide) {
       } else {
         entries_.erase(it);
       }
-      ended_.splice(ended_.end(), threads_, thread);
       --at_work_;
       compiled_.notify_all();
-    });
+    }).detach();
   } catch (const std::system_error& e) {
-    threads_.erase(thread);
     entries_.erase(it);
     OSTRO_THROW(DeviceError, "no thread can be started to compile a guide: ", e.what());
   }
@@ -213,16 +240,8 @@ std::shared_ptr<Compiler::Work> Compiler::begin(const Guide& guide) {
   return made;
 }
 
-void Compiler::join_ended(std::unique_lock<std::mutex>& lock) {
-  std::list<std::thread> ended = std::move(ended_);
-  ended_.clear();
-  lock.unlock();
-  for (std::thread& thread : ended) thread.join();
-  lock.lock();
-}
-
 // The one used last stays, whatever its size.
-void Compiler::evict() {
+void Compiler::State::evict() {
   while (bytes_ > options_.cache_bytes && by_use_.size() > 1) {
     const auto it = entries_.find(*by_use_.back());
     bytes_ -= size_of(*it->second.grammar);

@@ -2,13 +2,7 @@
 #pragma once
 
 #include <chrono>
-#include <condition_variable>
-#include <exception>
-#include <list>
-#include <map>
 #include <memory>
-#include <mutex>
-#include <thread>
 
 #include "guide/guide.h"
 
@@ -31,7 +25,8 @@ class Compiler {
   // `vocab` is the model's number of tokens, which may be more than the vocabulary has: those are
   // never allowed. Throws InvalidArgument if it is less.
   Compiler(Vocabulary vocabulary, std::int64_t vocab, CompilerOptions options = {});
-  ~Compiler();  // waits for what is at work
+  // Waits 3 s at most for what is at work. What is left then ends by itself, or with the process.
+  ~Compiler();
 
   // Milliseconds for common schemas, nothing for what is remembered. Null if within the time limit
   // no thread is free for it. Throws InvalidArgument, with the reason, for a guide that is not
@@ -39,29 +34,8 @@ class Compiler {
   std::shared_ptr<const Grammar> compile(const Guide&);
 
  private:
-  struct Tokens;
-  struct Work;
-  using Clock = std::chrono::steady_clock;
-  struct Entry {
-    std::shared_ptr<const Grammar> grammar;  // null: it is at work
-    std::list<const Guide*>::iterator used;
-    std::shared_ptr<Work> work;
-  };
-  std::shared_ptr<const Grammar> make(const Guide&) const;
-  std::shared_ptr<Work> begin(const Guide&);
-  void join_ended(std::unique_lock<std::mutex>&);
-  void evict();
-
-  const std::unique_ptr<const Tokens> tokens_;
-  const CompilerOptions options_;
-  std::mutex mutex_;
-  std::condition_variable compiled_;  // some work has ended
-  int at_work_ = 0;
-  std::list<std::thread> threads_;  // at work
-  std::list<std::thread> ended_;    // to be joined
-  std::map<Guide, Entry> entries_;
-  std::list<const Guide*> by_use_;  // of entries with a grammar, the last used first
-  std::size_t bytes_ = 0;
+  struct State;
+  const std::shared_ptr<State> state_;
 };
 
 }  // namespace ostro::guide
