@@ -1,9 +1,8 @@
 // Times the CUDA backend's ops at Mixtral 8x7B's shapes, with random data, random routing and
 // weights that rotate through more memory than L2 holds; prints each beside its limit.
 //
-//   cuda_kernels_bench [bf16, default, or f8e4m3: of the weights of layers] [read GB/s, default
-//   3150]
-//                      [TFLOP/s, default 757 or 1385]
+//   cuda_kernels_bench [bf16, default, or f8e4m3: of the weights of layers; or attention: that
+//                      alone] [read GB/s, default 3150] [TFLOP/s, default 757 or 1385]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -56,7 +55,7 @@ class Bench {
   }
 
   // One step of `requests` that each have `queries` new tokens at the end of `context`.
-  void attention(std::int64_t requests, std::int64_t queries, std::int64_t context) {
+  void attention(std::int64_t requests, std::int64_t queries, std::int64_t context, DType type) {
     constexpr std::int64_t kBlock = 64;
     const std::int64_t tokens = requests * queries, each = ceil_div(context, kBlock);
     std::vector<std::int32_t> start;
@@ -69,16 +68,16 @@ class Bench {
     const ops::Requests r{.query_start = ints(start, 1),
                           .context_len = ints(length, 1),
                           .block_table = ints(table, requests)};
-    const ops::KvCache cache{.k = random(rows, kHeadDim),
-                             .v = random(rows, kHeadDim),
+    const ops::KvCache cache{.k = random(rows, kHeadDim, type),
+                             .v = random(rows, kHeadDim, type),
                              .kv_heads = kKvHeads,
                              .block_tokens = kBlock};
     const View qkv = random(tokens, (kHeads + 2 * kKvHeads) * kHeadDim);
     const View y = random(tokens, kHeads * kHeadDim), angles = memory(DType::f32, tokens, kHeadDim);
     const double seen = double(requests) *
                         (double(queries) * double(context) - double(queries * (queries - 1)) / 2);
-    time(text("attention of ", context), tokens,
-         4.0 * double(requests * context * kKvHeads * kHeadDim),
+    time(text("attention of ", context, type == DType::f8e4m3 ? ", e4m3" : ""), tokens,
+         2.0 * double(size_of(type)) * double(requests * context * kKvHeads * kHeadDim),
          4.0 * seen * double(kHeads * kHeadDim), [&](std::size_t) {
            gpu_->run(ops::PagedAttention{.q = qkv.cols_of({0, kHeads * kHeadDim}),
                                          .requests = r,
@@ -88,7 +87,7 @@ class Bench {
                                          .scale = 0.088388f,
                                          .window = 0});
          });
-    if (context > 1024 && queries == 1) return;
+    if (context > 1024 || type == DType::f8e4m3) return;
     time("rotary append", tokens, 4.0 * double(qkv.rows * qkv.cols), 0, [&](std::size_t) {
       gpu_->run(ops::RotaryAppend{
           .qkv = qkv, .cos_sin = angles, .requests = r, .cache = cache, .heads = kHeads});
@@ -112,8 +111,8 @@ class Bench {
       gpu_->copy(matrix(noise, v.dtype, 1, count), flat.cols_of({at, at + count}));
     }
   }
-  View random(std::int64_t rows, std::int64_t cols) {
-    const View v = memory(DType::bf16, rows, cols);
+  View random(std::int64_t rows, std::int64_t cols, DType type = DType::bf16) {
+    const View v = memory(type, rows, cols);
     fill(v);
     return v;
   }
@@ -235,24 +234,28 @@ class Bench {
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const bool e4m3 = argc > 1 && std::string(argv[1]) == "f8e4m3";
+  const std::string what = argc > 1 ? argv[1] : "bf16";
+  const bool e4m3 = what == "f8e4m3";
   Bench bench(e4m3 ? DType::f8e4m3 : DType::bf16, 1e9 * (argc > 2 ? std::atof(argv[2]) : 3150),
               1e12 * (argc > 3 ? std::atof(argv[3])
                       : e4m3   ? 1385
                                : 757));
-  for (std::int64_t tokens : {1, 8, 16, 32, 64, 128, 256, 512, 2048, 8192}) {
-    bench.run(tokens);
-    bench.clear();
-  }
-  if (e4m3) return 0;  // the rest has no weights
-  for (std::int64_t requests : {1, 8, 32, 64, 128})
-    for (std::int64_t context : {1024, 8192}) {
-      bench.attention(requests, 1, context);
+  if (what != "attention")
+    for (std::int64_t tokens : {1, 8, 16, 32, 64, 128, 256, 512, 2048, 8192}) {
+      bench.run(tokens);
       bench.clear();
     }
-  for (std::int64_t tokens : {512, 2048, 8192}) {
-    bench.attention(1, tokens, tokens);
-    bench.clear();
+  if (e4m3) return 0;  // the rest has no weights
+  for (DType cache : {DType::bf16, DType::f8e4m3}) {
+    for (std::int64_t requests : {1, 8, 32, 64, 128})
+      for (std::int64_t context : {1024, 8192}) {
+        bench.attention(requests, 1, context, cache);
+        bench.clear();
+      }
+    for (std::int64_t tokens : {512, 2048, 8192}) {
+      bench.attention(1, tokens, tokens, cache);
+      bench.clear();
+    }
   }
 } catch (const std::exception& e) {
   std::fprintf(stderr, "%s\n", e.what());

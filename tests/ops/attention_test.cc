@@ -14,6 +14,7 @@ struct Case {
   std::int64_t heads, kv_heads, head_dim, block_tokens, window;
   DType dtype;
   bool e4m3_cache = false;
+  bool zero_queries = false;
 
   DType cache() const { return e4m3_cache ? DType::f8e4m3 : dtype; }
 };
@@ -24,9 +25,14 @@ class Attention {
       : c_(c),
         pages_(c.requests, c.block_tokens, c.window),
         // A column range of [q | k | v], as in the model.
-        qkv_(Matrix(c.dtype, pages_.tokens(), (c.heads + 2 * c.kv_heads) * c.head_dim).random(1)),
+        qkv_(Matrix(c.dtype, pages_.tokens(), (c.heads + 2 * c.kv_heads) * c.head_dim)),
         k_(pages_.cache(c.cache(), c.kv_heads, c.head_dim, 2, c.block_tokens % 3)),
-        v_(pages_.cache(c.cache(), c.kv_heads, c.head_dim, 3, c.block_tokens % 3)) {}
+        v_(pages_.cache(c.cache(), c.kv_heads, c.head_dim, 3, c.block_tokens % 3)) {
+    if (c.zero_queries)
+      qkv_.floats(std::vector<float>(std::size_t(qkv_.rows() * qkv_.cols())));
+    else
+      qkv_.random(1);
+  }
 
   Matrix output() const { return {c_.dtype, pages_.tokens(), c_.heads * c_.head_dim, 3}; }
 
@@ -168,6 +174,29 @@ TEST(PagedAttention, MatchesReferenceAtMixtralsSize) {
   }
 }
 
+// Prompts whose rows a GPU puts into blocks of several warps, with whole contexts.
+TEST(PagedAttention, MatchesReferenceForLongPrompts) {
+  for (DType dtype : {DType::f16, DType::bf16})
+    for (bool e4m3 : {false, true}) {
+      compare_with_reference({{{256, 256}, {1, 3}}, 4, 1, 128, 64, 0, dtype, e4m3});
+      compare_with_reference({{{133, 250}, {65, 65}}, 6, 1, 64, 16, 100, dtype, e4m3});
+      compare_with_reference({{{211, 211}}, 2, 2, 128, 7, 0, dtype, e4m3});
+    }
+  compare_with_reference({{{330, 330}}, 48, 48, 64, 16, 0, DType::bf16});
+}
+
+// Every position weighs the same, so one that is missed or seen too early shows.
+TEST(PagedAttention, OfZeroQueriesIsTheMean) {
+  for (DType dtype : kFloats)
+    for (bool e4m3 : {false, true})
+      for (std::int64_t head_dim : {32, 64, 128}) {
+        compare_with_reference({kMixed, 6, 1, head_dim, 16, 0, dtype, e4m3, true});
+        compare_with_reference({{{1, 900}, {1, 257}}, 8, 2, head_dim, 16, 0, dtype, e4m3, true});
+        compare_with_reference({{{70, 700}, {9, 40}}, 4, 1, head_dim, 64, 300, dtype, e4m3, true});
+        compare_with_reference({{{200, 256}}, 4, 1, head_dim, 64, 0, dtype, e4m3, true});
+      }
+}
+
 TEST(PagedAttention, OfNoTokensDoesNothing) {
   for (const std::vector<PagedRequest>& requests :
        {std::vector<PagedRequest>{}, {{0, 0}}, {{0, 5}, {0, 3}}})
@@ -274,14 +303,15 @@ TEST(PagedAttention, HasNoLimitOnScores) {
 class Prompt {
  public:
   Prompt(DType dtype, std::int64_t length, std::int64_t head_dim, std::int64_t block_tokens,
-         std::int64_t window)
-      : block_tokens_(block_tokens),
+         std::int64_t window, bool e4m3_cache = false, std::int64_t kv_heads = 2)
+      : kv_heads_(kv_heads),
+        block_tokens_(block_tokens),
         window_(window),
         head_dim_(head_dim),
         pages_({{length, length}}, block_tokens),
-        q_(Matrix(dtype, length, kHeads * head_dim).random(1)),
-        k_(pages_.cache(dtype, kKvHeads, head_dim, 2)),
-        v_(pages_.cache(dtype, kKvHeads, head_dim, 3)) {}
+        q_(Matrix(dtype, length, 3 * kv_heads * head_dim).random(1)),
+        k_(pages_.cache(e4m3_cache ? DType::f8e4m3 : dtype, kv_heads, head_dim, 2)),
+        v_(pages_.cache(e4m3_cache ? DType::f8e4m3 : dtype, kv_heads, head_dim, 3)) {}
 
   Matrix run(Backend& backend, const std::vector<std::int64_t>& chunks) {
     Matrix y(q_.dtype(), q_.rows(), q_.cols());
@@ -320,18 +350,17 @@ class Prompt {
                                             .block_table = block_table.view()},
                                .cache = {.k = k_.view(),
                                          .v = v_.view(),
-                                         .kv_heads = kKvHeads,
+                                         .kv_heads = kv_heads_,
                                          .block_tokens = block_tokens_},
                                .y = y,
-                               .heads = kHeads,
+                               .heads = 3 * kv_heads_,
                                .scale = 1 / std::sqrt(float(head_dim_)),
                                .window = window_});
     backend.wait();
   }
 
  private:
-  static constexpr std::int64_t kHeads = 6, kKvHeads = 2;
-  std::int64_t block_tokens_, window_, head_dim_;
+  std::int64_t kv_heads_, block_tokens_, window_, head_dim_;
   Pages pages_;
   Matrix q_, k_, v_;
 };
@@ -381,6 +410,24 @@ TEST(PagedAttention, DoesNotDependOnChunksOfALongContext) {
           if (::testing::Test::HasFailure()) return;
         }
       }
+}
+
+// So many rows that a GPU's blocks see whole contexts, while its chunks are computed in parts.
+TEST(PagedAttention, DoesNotDependOnChunksOfALargePrompt) {
+  constexpr std::int64_t kLength = 530, kKvHeads = 12;
+  for (const auto& [dtype, head_dim, window, e4m3] : {std::tuple{DType::f16, 64, 300, false},
+                                                      {DType::f16, 128, 0, true},
+                                                      {DType::bf16, 64, 300, true},
+                                                      {DType::bf16, 128, 0, false}})
+    for (const Target& target : targets()) {
+      SCOPED_TRACE(text(target.name(), ' ', name(dtype), " head_dim ", head_dim, " window ", window,
+                        e4m3 ? " e4m3" : ""));
+      const auto backend = target.make();
+      Prompt prompt(dtype, kLength, head_dim, 64, window, e4m3, kKvHeads);
+      const Matrix whole = prompt.run(*backend, {kLength});
+      expect_same_rows(prompt.run(*backend, {201, 1, 1, 1, 30, 66, 230}), whole, 0);
+      if (::testing::Test::HasFailure()) return;
+    }
 }
 
 TEST(PagedAttention, DoesNotDependOnTheOtherRequests) {
