@@ -25,7 +25,8 @@ function(ostro_compile_options target)
 endfunction()
 
 # ostro_test(ops/norm DEPS ops LABELS slow ARGS ...): builds tests/ops/norm_test.cc and registers it
-# as ops.norm. The label is fast unless LABELS says otherwise.
+# as ops.norm. The label is fast unless LABELS says otherwise; those labelled threads are built by
+# the target thread_tests too, for ThreadSanitizer.
 function(ostro_test path)
   cmake_parse_arguments(A "" "" "DEPS;LABELS" ${ARGN})
   string(REPLACE "/" "_" target ${path}_test)
@@ -41,7 +42,10 @@ function(ostro_test path)
   if(NOT A_LABELS)
     set(A_LABELS fast)
   endif()
-  set_tests_properties(${name} PROPERTIES LABELS "${A_LABELS}" TIMEOUT 300)
+  set_tests_properties(${name} PROPERTIES LABELS "${A_LABELS}" TIMEOUT ${OSTRO_TEST_TIMEOUT})
+  if("threads" IN_LIST A_LABELS)
+    add_dependencies(thread_tests ${target})
+  endif()
 endfunction()
 
 # ostro_gpu_test(ops/norm SRCS more.cc): tests/ops/norm_test.cc once more as gpu.ops.norm, label gpu,

@@ -75,7 +75,7 @@ class Server:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=timeout)
 
-    def connect(self, timeout=60):
+    def connect(self, timeout=240):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def open(self, method, path, body=None, headers=None):
