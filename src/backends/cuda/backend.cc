@@ -79,8 +79,9 @@ Buffer CudaBackend::allocate(std::size_t bytes) {
 
 quant::Weight CudaBackend::place(const quant::Weight& host) {
   const DType type = host.data.dtype;
-  OSTRO_SUPPORTED(is_float(type) ? !host.scale : type == DType::f8e4m3,
-                  "CUDA has kernels for f32, f16, bf16 and f8e4m3 weights, not for ",
+  const bool scaled = type == DType::f8e4m3 || type == DType::i8 || type == DType::u8;
+  OSTRO_SUPPORTED(is_float(type) ? !host.scale : scaled,
+                  "CUDA has kernels for f32, f16, bf16, f8e4m3, i8 and u8 (int4) weights, not for ",
                   describe(host.data));
   return {.data = placed(host.data), .scale = host.scale ? placed(host.scale) : View{}};
 }

@@ -38,7 +38,8 @@ void require_e4m3_activations(ops::Activations activations) {
 }
 
 void require_one_type(const quant::Weight& gate, const quant::Weight& up) {
-  OSTRO_SUPPORTED(up.data.dtype == gate.data.dtype,
+  OSTRO_SUPPORTED(up.data.dtype == gate.data.dtype &&
+                      (!gate.is_int4() || up.scale.row_stride == gate.scale.row_stride),
                   "ExpertMlp on CUDA has kernels for weights of one type, not for ",
                   describe(gate.data), " and ", describe(up.data));
 }
@@ -51,6 +52,7 @@ void set_dense(GemmArgs& args, const quant::Weight& w, const quant::Weight* up, 
   args.slots = rows;
   args.n = int(w.n());
   args.k = int(w.k());
+  args.w_scale_stride = w.scale.row_stride;
 }
 
 // y = x w^T, or its SwiGLU with `up`, for rows that all have one weight.
@@ -185,14 +187,15 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   const DType weight_type = first.gate.data.dtype;
   const bool e4m3 = weight_type == DType::f8e4m3;
   if (e4m3) require_e4m3_activations(op.activations);
-  const std::int64_t most = e4m3 ? kMostE4m3Experts : kMostExperts;
+  const std::int64_t most = first.gate.scale ? kMostE4m3Experts : kMostExperts;
   OSTRO_SUPPORTED(experts <= most, "ExpertMlp on CUDA has kernels for up to ", most,
                   " local experts of ", name(weight_type), ", not for ", experts);
   bool all_aligned = true;
   for (const ops::Expert& e : op.local) {
     for (const auto& [w, like] :
          {std::pair{&e.gate, &first.gate}, {&e.up, &first.up}, {&e.down, &first.down}}) {
-      OSTRO_SUPPORTED(w->data.dtype == weight_type && w->data.row_stride == like->data.row_stride,
+      OSTRO_SUPPORTED(w->data.dtype == weight_type && w->data.row_stride == like->data.row_stride &&
+                          (!w->is_int4() || w->scale.row_stride == like->scale.row_stride),
                       "ExpertMlp on CUDA has kernels for experts of one type and row stride, not "
                       "for ",
                       describe(w->data), " beside ", describe(first.gate.data));
@@ -254,6 +257,7 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   g.args.rows = groups.token;
   g.args.weights = groups.gate;
   g.args.up_weights = groups.up;
+  g.args.w_scale_stride = first.gate.scale.row_stride;
   g.args.n = int(inter);
   g.args.k = int(hidden);
   g.swiglu = true;
@@ -265,6 +269,7 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   set_output(g.args, matrix(out, DType::f32, slots, hidden, Device::cuda));
   g.args.rows = nullptr;
   g.args.weights = groups.down;
+  g.args.w_scale_stride = first.down.scale.row_stride;
   g.args.n = int(hidden);
   g.args.k = int(inter);
   g.swiglu = false;

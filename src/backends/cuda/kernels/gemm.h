@@ -11,7 +11,7 @@ namespace ostro::cuda {
 struct WeightRef {
   const void* data;
   std::int64_t stride;  // elements from one row to the next
-  const float* scale;   // [n] of e4m3 weights, else null
+  const float* scale;   // [n] of e4m3 and int8 weights; of int4 bf16 [n, k / 128]; else null
 };
 
 // y[s, i] = sum_k x[row(s), k] w[i, k]; with `up`, y[s, i] = silu(gate_i) * up_i where gate is the
@@ -33,6 +33,8 @@ struct GemmArgs {
   const TokenTile* tiles;
   const std::int32_t* tile_count;
   int max_tiles;
+
+  std::int64_t w_scale_stride;  // of int4, elements from one row to the next
 
   std::int64_t slots;
   int n, k;
@@ -62,7 +64,8 @@ void gemm_wgmma(cudaStream_t, const Gemm&);
 // kLargestE4m3Tile. With `swiglu` y is e4m3 with one scale for 128 columns, else a float type.
 // `weights_aligned`: rows start at 16 bytes; others are slow and take tiles of kUnalignedE4m3Tile.
 void gemm_e4m3(cudaStream_t, const Gemm&, bool weights_aligned);
-// Any of the float types, sums in f32 by fused multiply-adds: token_tile is kSimpleTokenTile.
+// Any of the float types, and integer weights, sums in f32 by fused multiply-adds: token_tile is
+// kSimpleTokenTile.
 void gemm_simple(cudaStream_t, const Gemm&);
 
 inline void gemm(cudaStream_t stream, const Gemm& g, bool tensor_cores) {

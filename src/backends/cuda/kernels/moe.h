@@ -21,7 +21,7 @@ struct ExpertGroups {
   std::int32_t* tile_count;  // [1]
 };
 
-// At most so many local experts on one device; of e4m3 weights, whose scales are passed too.
+// At most so many local experts on one device; of quantised weights, whose scales are passed too.
 inline constexpr std::int64_t kMostExperts = 1024, kMostE4m3Experts = 640;
 
 void group_by_expert(cudaStream_t, const ops::ExpertMlp&, int token_tile, const ExpertGroups&);
