@@ -9,7 +9,7 @@ add_library(libostro STATIC)
 set_target_properties(libostro PROPERTIES OUTPUT_NAME ostro EXPORT_NAME ostro)
 set(cuda_part)
 if(OSTRO_CUDA)
-  set(cuda_part backends_cuda)
+  set(cuda_part backends_cuda comm_nccl)
   target_link_libraries(libostro PUBLIC CUDA::cudart)
 endif()
 foreach(part base tensor kv guide xgrammar quant comm checkpoint sched ops model plan engine api

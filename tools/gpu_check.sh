@@ -4,13 +4,13 @@
 # once and loading, and writes one compact report.
 #
 #   tools/gpu_check.sh [REPORT, default build/cuda/gpu_report.txt]
-#   OSTRO_GPU_STEPS="build ops sanitize golden fp8 ranks kernels latency throughput load" chooses the steps; the
-#   default is all of them.
+#   OSTRO_GPU_STEPS="build ops sanitize golden fp8 ranks nccl kernels latency throughput load" chooses the steps;
+#   the default is all of them. nccl needs two GPUs and NCCL, and says so where they are not.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 build=build/cuda
 report=${1:-$build/gpu_report.txt}
-steps=${OSTRO_GPU_STEPS:-build ops sanitize golden fp8 ranks kernels latency throughput load}
+steps=${OSTRO_GPU_STEPS:-build ops sanitize golden fp8 ranks nccl kernels latency throughput load}
 logs=$build/logs
 mkdir -p "$logs" "$(dirname "$report")"
 : >"$report"
@@ -108,13 +108,16 @@ same_ids() { run_ids "$@" && cmp "$logs/cpu_ids.csv" "$logs/$1.csv"; }
 export -f run_ids same_ids
 export build logs
 
+# The shipped model in float32 for one rank and for two that share the experts out.
+build_pair() {
+  "$build/bin/ostro" build --model_dir models/tiny-mixtral --dtype float32 --log_level off \
+    --output_dir "$build/tiny_one"
+  "$build/bin/ostro" build --model_dir models/tiny-mixtral --dtype float32 --log_level off \
+    --output_dir "$build/tiny_ep2" --tp_size 2 --moe_ep_size 2
+}
+
 if wanted ranks; then
-  for kind in one ep2; do
-    flags=()
-    [ $kind = one ] || flags=(--tp_size 2 --moe_ep_size 2)
-    "$build/bin/ostro" build --model_dir models/tiny-mixtral --dtype float32 --log_level off \
-      --output_dir "$build/tiny_$kind" "${flags[@]}"
-  done
+  build_pair
   one=(--engine_dir "$build/tiny_one")
   shared=(--device cuda --share_gpus)
   step ids_cpu 60 bash -c 'run_ids "$@"' _ cpu_ids "${one[@]}" --device cpu
@@ -124,6 +127,67 @@ if wanted ranks; then
   step ids_pp2 60 bash -c 'same_ids "$@"' _ pp2 "${one[@]}" "${shared[@]}" --pp_size 2
   step ids_ep2 60 bash -c 'same_ids "$@"' _ ep2 --engine_dir "$build/tiny_ep2" "${shared[@]}"
   rm -rf "$build/tiny_one" "$build/tiny_ep2"
+
+  # Two layers of Mixtral 8x7B at full width, in float32 so that a sum in another order is no tie.
+  slice=$(mktemp -d -p /dev/shm)
+  build_slice=("$build/bin/ostro" build --preset mixtral-8x7b --n_layer 2 --dtype float32)
+  # NAME ENGINE flags...: the ids of dummy weights after two prompts.
+  slice_ids() {
+    local name=$1 engine=$2
+    shift 2
+    "$build/bin/ostro" run --engine_dir "$slice/$engine" --device cuda --max_output_len 16 --end_id -1 \
+      --max_tokens_in_paged_kv_cache 8192 --input_file "$slice/prompts.csv" \
+      --output_csv "$slice/$name.csv" "$@" && cmp "$slice/one.csv" "$slice/$name.csv"
+  }
+  export -f slice_ids
+  export slice
+  { seq -s, 100 37 9000 && seq -s, 7 1009 31000; } >"$slice/prompts.csv"
+  step slice_build 180 "${build_slice[@]}" --output_dir "$slice/one"
+  step slice_one 90 bash -c 'slice_ids "$@"' _ one one
+  step slice_tp2 90 bash -c 'slice_ids "$@"' _ tp2 one --share_gpus --tp_size 2
+  step slice_pp2 90 bash -c 'slice_ids "$@"' _ pp2 one --share_gpus --pp_size 2
+  rm -rf "$slice/one"
+  step slice_build_ep2 180 "${build_slice[@]}" --output_dir "$slice/ep2" --tp_size 2 --moe_ep_size 2
+  step slice_ep2 90 bash -c 'slice_ids "$@"' _ ep2 ep2 --share_gpus
+  rm -rf "$slice"
+fi
+
+# Ranks with a GPU each, over NCCL: the tokens of one rank on the CPU, times beside one GPU's, and a
+# rank that is killed.
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+if wanted nccl && [ "$gpus" -lt 2 ]; then
+  say "skip  nccl: this machine has $gpus GPU, it takes two"
+elif wanted nccl; then
+  build_pair
+  one=(--engine_dir "$build/tiny_one")
+  nccl=(--device cuda --comm nccl)
+  step nccl_ids_cpu 60 bash -c 'run_ids "$@"' _ cpu_ids "${one[@]}" --device cpu
+  step nccl_ids_tp2 90 bash -c 'same_ids "$@"' _ nccl_tp2 "${one[@]}" "${nccl[@]}" --tp_size 2
+  step nccl_ids_pp2 90 bash -c 'same_ids "$@"' _ nccl_pp2 "${one[@]}" "${nccl[@]}" --pp_size 2
+  step nccl_ids_ep2 90 bash -c 'same_ids "$@"' _ nccl_ep2 --engine_dir "$build/tiny_ep2" "${nccl[@]}"
+  step nccl_ids_tp2_no_graphs 90 bash -c 'same_ids "$@"' _ nccl_tp2_no_graphs "${one[@]}" \
+    "${nccl[@]}" --tp_size 2 --cuda_graphs false
+  # As between hosts: no shared memory and no peer access, so sockets.
+  step nccl_ids_sockets 120 env NCCL_SHM_DISABLE=1 NCCL_P2P_DISABLE=1 bash -c 'same_ids "$@"' _ \
+    nccl_sockets "${one[@]}" "${nccl[@]}" --tp_size 2
+  rm -rf "$build/tiny_one" "$build/tiny_ep2"
+  step nccl_kill 120 python3 tools/kill_a_rank.py "$build/bin/ostro" bench latency --dummy_weights \
+    --preset mixtral-8x7b --n_layer 8 --enable_fp8 --batch_size 8 --input_len 64 --prompt_len 64 \
+    --output_len 20000 "${nccl[@]}" --tp_size 2
+  say "      $(tail -1 "$logs/nccl_kill.log")"
+  # Mixtral 8x7B in fp8: NAME flags...
+  nccl_latency() {
+    local name=nccl_latency_$1
+    shift
+    step "$name" 240 "$build/bin/ostro" bench latency --dummy_weights --device cuda \
+      --preset mixtral-8x7b --enable_fp8 --input_len 512,2048,8192 --batch_size 1,8,32,64,128 \
+      --prompt_len 64 --output_len 20 --repetitions 3 --warm_up 2 "$@"
+    cat "$logs/$name.log" | tee -a "$report"
+  }
+  nccl_latency one
+  nccl_latency tp2 --tp_size 2 --comm nccl
+  nccl_latency pp2 --pp_size 2 --comm nccl
+  nccl_latency tp2_host --tp_size 2 --comm host
 fi
 
 if wanted kernels; then

@@ -1,12 +1,13 @@
 #include "api/make_cuda_backend.h"
 
 #include "backends/cuda/backend.h"
+#include "comm/nccl/transport.h"
 
 namespace ostro::api {
 
 bool built_with_cuda() { return true; }
 
-int cuda_devices() { return cuda::device_count(); }
+std::vector<std::string> cuda_devices() { return cuda::device_identities(); }
 
 std::unique_ptr<ops::Backend> make_cuda_backend(int device) { return cuda::make_backend(device); }
 
@@ -18,6 +19,16 @@ std::unique_ptr<ops::Backend> find_cuda_backend(const Log& log, int device) {
     log.warning("the GPU is not used: ", e.what());
     return nullptr;
   }
+}
+
+std::string nccl_version() { return comm::nccl::version_text(comm::nccl::load().version); }
+
+GroupMaker make_nccl_groups(ops::Backend& gpu, int rank, double stall_seconds) {
+  auto transport = std::make_shared<comm::nccl::Transport>(
+      gpu, comm::nccl::load(), comm::nccl::Options{.rank = rank, .stall_seconds = stall_seconds});
+  return [transport](std::unique_ptr<comm::Communicator> host) {
+    return comm::nccl::make_group(transport, std::move(host));
+  };
 }
 
 }  // namespace ostro::api

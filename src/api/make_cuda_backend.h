@@ -2,20 +2,36 @@
 // where it is not.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "base/log.h"
+#include "comm/communicator.h"
 #include "ops/backend.h"
 
 namespace ostro::api {
 
 bool built_with_cuda();
-int cuda_devices();  // GPUs that this process may use
+
+// An identity for each GPU that this process may use, the same in every process of the host.
+std::vector<std::string> cuda_devices();
 
 // A GPU. Throws Unsupported where it cannot be used, and in a build without CUDA.
 std::unique_ptr<ops::Backend> make_cuda_backend(int device = 0);
 
 // A GPU, or null; the log says why a GPU that is there is not used.
 std::unique_ptr<ops::Backend> find_cuda_backend(const Log& log, int device = 0);
+
+// The version of the NCCL that is there. Throws Unsupported, saying what to install, if there is
+// none, and in a build without CUDA.
+std::string nccl_version();
+
+// Makes groups of device memory over NCCL (comm/nccl/transport.h) of groups of host memory; `gpu`,
+// a GPU, must outlive it and them. `rank` is this process's among all.
+using GroupMaker =
+    std::function<std::unique_ptr<comm::Communicator>(std::unique_ptr<comm::Communicator>)>;
+GroupMaker make_nccl_groups(ops::Backend& gpu, int rank, double stall_seconds);
 
 }  // namespace ostro::api

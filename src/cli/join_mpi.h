@@ -9,10 +9,11 @@
 
 namespace ostro::cli {
 
-// --peer_timeout and --peer_network.
+// --peer_timeout, --peer_network and --comm_timeout.
 struct PeerFlags {
   double timeout_seconds = 6;
   std::string network;
+  double stall_seconds = 300;
 };
 
 // Throws Unsupported in a build without MPI.

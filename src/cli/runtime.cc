@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <nlohmann/json.hpp>
@@ -15,6 +16,7 @@
 #include "base/trace.h"
 #include "builder/dummy_source.h"
 #include "checkpoint/checksum.h"
+#include "cli/gpus.h"
 #include "cli/version.h"
 #include "comm/local/launch.h"
 #include "comm/mpi_launch.h"
@@ -76,30 +78,68 @@ struct DeviceOfRank {
   int ranks = 1;
 };
 
-// What --device asks for: the ranks of a host take its GPUs in turn.
-DeviceOfRank make_backend(const RuntimeFlags& flags, const comm::World& world, const Log& log) {
-  const int here = world.ranks_on_this_host();
-  const int gpus = flags.device == "cpu" ? 0 : api::cuda_devices();
-  const bool enough = here <= gpus || flags.share_gpus;
-  if (flags.device == "cuda") {
-    OSTRO_REQUIRE(gpus == 0 || enough, here, " ranks are on this host, which has ", gpus,
-                  gpus == 1 ? " GPU" : " GPUs", "; --share_gpus lets ranks share one");
-  } else if (gpus > 0 && !enough) {
-    log.warning("the GPUs are not used: this host has ", gpus, " for ", here, " ranks");
-  }
-  const int device = gpus > 0 ? world.rank_on_this_host() % gpus : 0;
+// The GPU of this rank, if --device asks for one.
+Place place_rank(const RuntimeFlags& flags, comm::Communicator& world) {
+  const char* const visible = std::getenv("CUDA_VISIBLE_DEVICES");
+  const RankGpus mine{
+      .host = host_name(),
+      .visible = visible ? visible : "",
+      .gpus = flags.device == "cpu" ? std::vector<std::string>{} : api::cuda_devices()};
+  return place(exchange_gpus(world, mine), world.rank(), flags.share_gpus);
+}
+
+DeviceOfRank make_backend(const RuntimeFlags& flags, comm::World& world, const Log& log) {
+  const Place place = place_rank(flags, world.communicator());
   DeviceOfRank d;
-  if (flags.device == "cuda")
-    d.backend = api::make_cuda_backend(device);
-  else if (gpus > 0 && enough)
-    d.backend = api::find_cuda_backend(log, device);
-  d.ranks = d.backend ? int(ceil_div(here, std::max(gpus, 1))) : here;
+  if (flags.device == "cuda") {
+    OSTRO_REQUIRE(place.problem.empty(), place.problem);
+    d.backend = api::make_cuda_backend(std::max(place.device, 0));
+  } else if (!place.problem.empty()) {
+    log.warning("the GPUs are not used: ", place.problem);
+  } else if (place.device >= 0) {
+    d.backend = api::find_cuda_backend(log, place.device);
+  }
+  d.ranks = d.backend ? place.ranks : world.ranks_on_this_host();
   const int cores = cores_of_rank(world);
   if (!d.backend)
     d.backend = cpu::make_backend({.threads = flags.threads > 0 ? flags.threads : cores,
                                    .isa = "auto",
                                    .emulate_e4m3_activations = flags.emulate_fp8_activations});
   return d;
+}
+
+// What this rank says of how it could talk.
+RankNccl nccl_of(const RuntimeFlags& flags, const DeviceOfRank& device) {
+  using Gpu = RankNccl::Gpu;
+  RankNccl mine{.gpu = device.backend->device() == Device::cpu ? Gpu::none
+                       : device.ranks > 1                      ? Gpu::shared
+                                                               : Gpu::own,
+                .version = {},
+                .error = {}};
+  if (mine.gpu != Gpu::own || flags.comm == "host") return mine;
+  try {
+    mine.version = api::nccl_version();
+  } catch (const Unsupported& e) {
+    mine.error = e.what();
+  }
+  return mine;
+}
+
+// How the ranks' GPUs talk: empty for through host memory.
+api::GroupMaker device_groups(const RuntimeFlags& flags, const DeviceOfRank& device,
+                              comm::Communicator& world, const Log& log) {
+  if (world.ranks() == 1) return {};
+  const std::vector<RankNccl> all = exchange_nccl(world, nccl_of(flags, device));
+  const CommChoice choice = choose_comm(flags.comm, all);
+  const bool leads = world.rank() == 0;
+  if (!choice.nccl) {
+    if (leads && !choice.reason.empty())
+      log.warning("the GPUs talk through host memory: ", choice.reason);
+    if (leads) log.info("ranks talk through host memory");
+    return {};
+  }
+  if (leads) log.info("ranks talk over NCCL ", all[0].version);
+  return api::make_nccl_groups(*device.backend, world.rank(), flags.peers.stall_seconds);
 }
 
 void check_shape(const RuntimeFlags& flags) {
@@ -123,6 +163,11 @@ void check_sizes(const RuntimeFlags& flags) {
   OSTRO_REQUIRE(flags.kv_fraction >= 0 && flags.kv_fraction <= 1,
                 "--kv_cache_free_gpu_memory_fraction is ", flags.kv_fraction,
                 "; it must be in (0, 1]");
+  OSTRO_REQUIRE(flags.comm == "auto" || flags.comm == "nccl" || flags.comm == "host",
+                "--comm is \"", flags.comm, "\"; it must be auto, nccl or host");
+  const double stall = flags.peers.stall_seconds;
+  OSTRO_REQUIRE(stall >= 1 && stall <= 86400, "--comm_timeout is ", stall,
+                "; it must be from 1 to 86400");
   const double timeout = flags.peers.timeout_seconds;
   OSTRO_REQUIRE(timeout == 0 || (timeout >= 0.1 && timeout <= 86400), "--peer_timeout is ", timeout,
                 "; it must be 0 (off) or from 0.1 to 86400");
@@ -244,7 +289,8 @@ void run_rank(const RuntimeFlags& flags, std::int64_t max_logit_rows, model::Wei
                      .kv_cache_free_fraction = flags.kv_fraction,
                      .ranks_on_device = device.ranks,
                      .record_steps = flags.cuda_graphs,
-                     .trace = trace ? &*trace : nullptr},
+                     .trace = trace ? &*trace : nullptr,
+                     .device_group = device_groups(flags, device, world.communicator(), log)},
                     log);
   if (rank.leads()) {
     Session session{config, rank, *device.backend, log};
@@ -271,6 +317,13 @@ void RuntimeFlags::add(CLI::App& app) {
   app.add_option("--device", device, "auto (a GPU if there is one), cpu or cuda")
       ->capture_default_str();
   app.add_flag("--share_gpus", share_gpus, "ranks of a host may share its GPUs");
+  app.add_option("--comm", comm,
+                 "how ranks on GPUs talk: auto (nccl if each has a GPU of its own and NCCL is "
+                 "there), nccl, or host (through host memory)")
+      ->capture_default_str();
+  app.add_option("--comm_timeout", peers.stall_seconds,
+                 "seconds that a call inside a step waits for a rank that lives but does not come")
+      ->capture_default_str();
   app.add_option("--tp_size", tp_size, "tensor-parallel ranks; default: the engine's");
   app.add_option("--pp_size", pp_size, "pipeline stages; default: the engine's");
   app.add_option("--threads", threads,
@@ -284,8 +337,10 @@ void RuntimeFlags::add(CLI::App& app) {
       "part of the free memory for the KV cache; default: 0.9 of a GPU's, 0.5 of a CPU's");
   app.add_option("--max_tokens_in_paged_kv_cache", kv_tokens,
                  "tokens in the KV cache; default: as many as fit");
-  app.add_option("--cuda_graphs", cuda_graphs,
-                 "replay decode steps on a GPU as graphs, one rank only; the results are the same")
+  app.add_option(
+         "--cuda_graphs", cuda_graphs,
+         "replay decode steps on a GPU as graphs, with one rank or over NCCL; the results are "
+         "the same")
       ->capture_default_str();
   app.add_flag("--emulate_fp8_activations", emulate_fp8_activations,
                "a CPU rounds the activations of fp8 weights as a GPU does");
@@ -390,8 +445,9 @@ int run_on_ranks(const RuntimeFlags& flags, std::int64_t max_logit_rows,
     opened.emplace(flags, checkpoint::Absent::refused);
     const auto ranks = int(opened->mapping.ranks());
     if (opened->config.dummy) warn_of_dummy_weights();
-    world =
-        ranks == 1 ? comm::make_single_world() : comm::local::start_ranks(ranks, {.log = errors});
+    world = ranks == 1 ? comm::make_single_world()
+                       : comm::local::start_ranks(
+                             ranks, {.stall_seconds = flags.peers.stall_seconds, .log = errors});
   }
 
   Failure failure{0, ""};

@@ -29,6 +29,7 @@ struct RuntimeFlags {
   bool cuda_graphs = true;
   bool share_gpus = false;
   QuantisationFlags quantisation;  // with dummy_weights
+  std::string comm = "auto";
   bool emulate_fp8_activations = false;
   std::string trace;
   PeerFlags peers;

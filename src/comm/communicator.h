@@ -55,6 +55,13 @@ class Communicator {
   // Moves on what is on its way, at almost no cost: to be called now and then while computing.
   virtual void progress() {}
 
+  // Whether a call on device memory only joins the device's queue, as an operation does: then it
+  // may be part of what a backend records.
+  virtual bool enqueues() const { return false; }
+  // Throws DeviceError, as a call that waits would, if another rank has failed: for whoever waits
+  // for something else.
+  virtual void throw_if_failed() {}
+
   // Host bytes from `root` to all: step plans and control.
   virtual void broadcast(std::span<std::byte> bytes, int root) = 0;
   virtual void barrier() = 0;

@@ -58,9 +58,13 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
   const model::RankShape shape = model::shape_of(config.model, mapping, rank);
   tp_ = world.split(int(shape.stage), int(shape.tp_rank));
   pp_ = world.split(int(shape.tp_rank), int(shape.stage));
+  const auto on_device = [&](std::unique_ptr<comm::Communicator> group) {
+    return options.device_group && group->ranks() > 1 ? options.device_group(std::move(group))
+                                                      : make_staged(std::move(group), backend);
+  };
   if (backend.device() != Device::cpu) {
-    tp_ = make_staged(std::move(tp_), backend);
-    pp_ = make_staged(std::move(pp_), backend);
+    tp_ = on_device(std::move(tp_));
+    pp_ = on_device(std::move(pp_));
   }
 
   const bool cpu = backend.device() == Device::cpu;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -23,6 +24,9 @@ struct RankOptions {
   int ranks_on_device = 1;            // that share the memory of one GPU, or of a host's CPU
   bool record_steps = true;           // on a GPU: decode steps as CUDA graphs
   Trace* trace = nullptr;             // gets what the rank does; may be null
+  // Makes a group of this device's memory of one of host memory; empty: make_staged().
+  std::function<std::unique_ptr<comm::Communicator>(std::unique_ptr<comm::Communicator>)>
+      device_group = {};
 };
 
 // What rank 0 gets of a step, on the host.

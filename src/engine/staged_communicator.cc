@@ -36,6 +36,7 @@ class Staged final : public comm::Communicator {
   void wait_for_message(int from) override { host_->wait_for_message(from); }
   void buffer_sends(int to, std::size_t bytes) override { host_->buffer_sends(to, bytes); }
   void progress() override { host_->progress(); }
+  void throw_if_failed() override { host_->throw_if_failed(); }
 
   void broadcast(std::span<std::byte> bytes, int root) override { host_->broadcast(bytes, root); }
   void barrier() override { host_->barrier(); }

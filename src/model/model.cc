@@ -154,8 +154,9 @@ Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t ran
   blocks_each_ = ceil_div(limits.context, limits.block_tokens);
   const bool dynamic = config.rope_scaling.type == RopeScaling::Type::dynamic;
   dynamic_half_ = dynamic ? head_dim / 2 : 0;
-  const bool alone = groups.tp->ranks() == 1 && groups.pp->ranks() == 1;
-  records_ = limits.record_steps && alone && backend.records();
+  const auto enqueues = [](const comm::Communicator& g) { return g.ranks() == 1 || g.enqueues(); };
+  records_ =
+      limits.record_steps && enqueues(*groups.tp) && enqueues(*groups.pp) && backend.records();
   b.memory = backend.allocate(step_bytes(config, mapping, rank, limits));
   Carver carver(&b.memory);
   b.cut(carver, config, shape_, limits);

@@ -9,6 +9,7 @@
 #include "backends/cuda/kernels/rows.h"
 #include "backends/cuda/kernels/sample.h"
 #include "backends/cuda/launch.h"
+#include "base/clock.h"
 
 namespace ostro::cuda {
 namespace {
@@ -47,6 +48,18 @@ int device_count() {
   if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
   cudaGetLastError();  // no driver or no device: not an error that later calls should see
   return 0;
+}
+
+std::vector<std::string> device_identities() {
+  std::vector<std::string> identities;
+  for (int device = 0; device < device_count(); ++device) {
+    cudaDeviceProp properties{};
+    OSTRO_CUDA(cudaGetDeviceProperties(&properties, device));
+    std::string& identity = identities.emplace_back();
+    for (const char byte : properties.uuid.bytes)
+      for (const int shift : {4, 0}) identity += "0123456789abcdef"[(byte >> shift) & 0xf];
+  }
+  return identities;
 }
 
 Stream::Stream(int device) {
@@ -114,13 +127,32 @@ void CudaBackend::copy(const View& from, const View& to) {
   OSTRO_CUDA(cudaSetDevice(device_));
   if (from.device == Device::cpu)
     staging_.upload(to.data, from.bytes(), from.data, from.bytes(), from.bytes(), 1);
-  else if (to.device == Device::cpu)
+  else if (to.device == Device::cpu) {
+    if (while_waiting_) wait();  // as the download would, deaf to other ranks
     staging_.download(to.data, from.data, from.bytes());
-  else
+  } else
     OSTRO_CUDA(cudaMemcpyAsync(to.data, from.data, from.bytes(), cudaMemcpyDefault, stream_));
 }
 
-void CudaBackend::wait() { OSTRO_CUDA(cudaStreamSynchronize(stream_)); }
+void CudaBackend::wait() {
+  if (!while_waiting_) return OSTRO_CUDA(cudaStreamSynchronize(stream_));
+  const Stopwatch watch;
+  while (true) {
+    const cudaError_t status = cudaStreamQuery(stream_);
+    if (status != cudaErrorNotReady) return OSTRO_CUDA(status);
+    while_waiting_(watch.seconds());
+  }
+}
+
+Queue queue_of(ops::Backend& backend) {
+  OSTRO_CHECK(backend.device() == Device::cuda, backend.description(), " is no GPU");
+  return static_cast<CudaBackend&>(backend).queue();
+}
+
+void while_waiting(ops::Backend& backend, std::function<void(double seconds)> turn) {
+  OSTRO_CHECK(backend.device() == Device::cuda, backend.description(), " is no GPU");
+  static_cast<CudaBackend&>(backend).while_waiting(std::move(turn));
+}
 
 std::string CudaBackend::description() const {
   return text(name_, ", ", processors_, " multiprocessors");

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "ops/backend.h"
 
@@ -8,6 +10,9 @@ namespace ostro::cuda {
 
 // GPUs that this process may use; 0 where there is no driver.
 int device_count();
+
+// An identity for each of them (its UUID), the same in every process that may use it.
+std::vector<std::string> device_identities();
 
 // One GPU and one stream on it. Throws Unsupported, naming what was found and what is needed,
 // without a driver for this build's CUDA, without such a device, or on one older than Hopper.

@@ -1,10 +1,12 @@
 // The CUDA backend's state; backend.cc, products.cc and attention.cc hold its parts.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "backends/cuda/kernels/quantise.h"
 #include "backends/cuda/memory.h"
+#include "backends/cuda/queue.h"
 #include "ops/backend.h"
 
 namespace ostro::cuda {
@@ -38,6 +40,9 @@ class CudaBackend final : public ops::Backend {
   Device device() const override { return Device::cuda; }
   std::string description() const override;
   std::size_t free_memory_bytes() const override;
+
+  Queue queue() const { return {device_, stream_}; }
+  void while_waiting(std::function<void(double)> turn) { while_waiting_ = std::move(turn); }
 
  protected:
   void enqueue(const ops::Draw&) override;
@@ -75,6 +80,7 @@ class CudaBackend final : public ops::Backend {
   std::string name_;
   int processors_ = 0;
   Stream stream_;
+  std::function<void(double seconds)> while_waiting_;
   Staging staging_;
   std::vector<Buffer> weights_;
   std::int64_t moves_ = 0;  // of any workspace

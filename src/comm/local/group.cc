@@ -109,6 +109,7 @@ class Group final : public Communicator {
   void buffer_sends(int to, std::size_t bytes) override;
   void broadcast(std::span<std::byte> bytes, int root) override;
   void barrier() override;
+  void throw_if_failed() override { process_.throw_if_failed(); }
   std::unique_ptr<Communicator> split(int color, int key) override;
 
  private:

@@ -34,9 +34,10 @@ class Process {
   // A wait has thrown another rank's failure: what this rank reports from then on is only that.
   bool knows_failure() const { return knows_failure_; }
 
- private:
+  // Throws the first failure, if there is one, as a wait does.
   void throw_if_failed();
 
+ private:
   SharedMemory& memory_;
   int rank_;
   int ranks_;

@@ -15,12 +15,16 @@ namespace ostro::comm::mpi {
 using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
+void throw_if_failed(const WaitPolicy& policy) {
+  if (policy.failure->is_set()) OSTRO_THROW(DeviceError, policy.failure->text());
+}
+
 // The sleep is a tenth of the wait so far, so a message is seen late by at most a tenth of the time
 // that it took to come, and by no more than a millisecond; an idle rank takes under 1 % of a core.
 void pause(Clock::duration waited, const WaitPolicy& policy) {
   constexpr Clock::duration kYield = 500us;  // below it, a sleep's own 50 us are more than a tenth
   constexpr Clock::duration kLongestSleep = 1ms;
-  if (policy.failure->is_set()) OSTRO_THROW(DeviceError, policy.failure->text());
+  throw_if_failed(policy);
   if (waited < policy.spin) return;
   if (waited < kYield)
     ::sched_yield();

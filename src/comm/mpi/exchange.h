@@ -17,6 +17,9 @@ struct WaitPolicy {
   const heartbeat::FirstFailure* failure;  // every wait ends with it as a DeviceError
 };
 
+// Throws DeviceError when another rank has failed.
+void throw_if_failed(const WaitPolicy& policy);
+
 // One turn of a wait that has lasted `waited`: nothing at first, then yields, then sleeps for a
 // part of it. Throws DeviceError when another rank has failed.
 void pause(std::chrono::steady_clock::duration waited, const WaitPolicy& policy);

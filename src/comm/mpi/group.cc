@@ -47,6 +47,7 @@ class Group final : public Communicator {
   void progress() override;
   void broadcast(std::span<std::byte> bytes, int root) override;
   void barrier() override;
+  void throw_if_failed() override { mpi::throw_if_failed(policy_); }
   std::unique_ptr<Communicator> split(int color, int key) override;
 
  private:
