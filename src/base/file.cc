@@ -8,6 +8,9 @@
 #include <cerrno>
 #include <cstdlib>
 #include <fstream>
+#include <map>
+#include <mutex>
+#include <shared_mutex>
 #include <utility>
 
 #include "base/error.h"
@@ -18,74 +21,103 @@ namespace {
 
 constexpr std::size_t kPage = 4096;
 
-// A read-only descriptor that closes itself.
-class Descriptor {
- public:
-  explicit Descriptor(const std::filesystem::path& path)
-      : fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    OSTRO_REQUIRE(fd_ >= 0, "cannot open ", path.string(), ": ", system_error_text(errno));
-    struct stat info;
-    const int status = ::fstat(fd_, &info);
-    if (status != 0 || !S_ISREG(info.st_mode)) {
-      ::close(fd_);
-      OSTRO_THROW(InvalidArgument, path.string(), " is not a regular file");
-    }
-    size_ = std::size_t(info.st_size);
+// The maps of this process by where they end, for file_behind().
+struct Maps {
+  struct Map {
+    const std::byte* begin;
+    std::shared_ptr<const ReadableFile> file;
+  };
+  std::shared_mutex mutex;
+  std::map<const std::byte*, Map> by_end;
+
+  // Never destroyed: a map may outlive every static object.
+  static Maps& all() {
+    static auto* const maps = new Maps;
+    return *maps;
   }
-  ~Descriptor() { ::close(fd_); }
-  Descriptor(const Descriptor&) = delete;
-
-  int get() const { return fd_; }
-  std::size_t size() const { return size_; }
-
- private:
-  int fd_;
-  std::size_t size_ = 0;
 };
 
 }  // namespace
 
+ReadableFile::ReadableFile(const std::filesystem::path& path)
+    : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+  OSTRO_REQUIRE(fd_ >= 0, "cannot open ", path.string(), ": ", system_error_text(errno));
+  struct stat info;
+  const int status = ::fstat(fd_, &info);
+  if (status != 0 || !S_ISREG(info.st_mode)) {
+    ::close(fd_);
+    OSTRO_THROW(InvalidArgument, path.string(), " is not a regular file");
+  }
+  size_ = std::size_t(info.st_size);
+}
+
+ReadableFile::~ReadableFile() { ::close(fd_); }
+
+void ReadableFile::read_at(std::uint64_t offset, std::span<std::byte> to) const {
+  std::size_t done = 0;
+  while (done < to.size()) {
+    const ssize_t n = ::pread(fd_, to.data() + done, to.size() - done, off_t(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) OSTRO_THROW(DeviceError, "reading ", path_.string(), ": ", system_error_text(errno));
+    if (n == 0)
+      OSTRO_THROW(DeviceError, "reading ", path_.string(), ": it ends at byte ", offset + done,
+                  ", bytes up to ", offset + to.size(), " were wanted");
+    done += std::size_t(n);
+  }
+}
+
 std::string read_file(const std::filesystem::path& path, std::size_t limit_bytes) {
-  const Descriptor file(path);
+  const ReadableFile file(path);
   OSTRO_REQUIRE(file.size() <= limit_bytes, path.string(), " has ", file.size(), " bytes; at most ",
                 limit_bytes, " are read");
   std::string content(file.size(), '\0');
-  std::size_t done = 0;
-  while (done < content.size()) {
-    const ssize_t n = ::read(file.get(), content.data() + done, content.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) OSTRO_THROW(DeviceError, "reading ", path.string(), ": ", system_error_text(errno));
-    if (n == 0) break;
-    done += std::size_t(n);
-  }
-  content.resize(done);
+  file.read_at(0, std::as_writable_bytes(std::span(content)));
   return content;
 }
 
-MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
-  const Descriptor file(path);
-  size_ = file.size();
+MappedFile::MappedFile(const std::filesystem::path& path)
+    : file_(std::make_shared<ReadableFile>(path)), size_(file_->size()) {
   if (size_ == 0) return;
-  void* map = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
+  void* map = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file_->descriptor(), 0);
   if (map == MAP_FAILED)
     OSTRO_THROW(DeviceError, "mapping ", path.string(), ": ", system_error_text(errno));
   data_ = static_cast<const std::byte*>(map);
+  Maps& maps = Maps::all();
+  const std::unique_lock lock(maps.mutex);
+  maps.by_end.emplace(data_ + size_, Maps::Map{data_, file_});
 }
 
 MappedFile::~MappedFile() {
-  if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (!data_) return;
+  {
+    Maps& maps = Maps::all();
+    const std::unique_lock lock(maps.mutex);
+    maps.by_end.erase(data_ + size_);
+  }
+  ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)),
+    : file_(std::move(other.file_)),
       data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
-  std::swap(path_, other.path_);
+  std::swap(file_, other.file_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;
+}
+
+std::optional<FilePlace> file_behind(const void* data, std::size_t bytes) {
+  const auto* const at = static_cast<const std::byte*>(data);
+  Maps& maps = Maps::all();
+  const std::shared_lock lock(maps.mutex);
+  const auto found = maps.by_end.upper_bound(at);  // the first map that ends after `at`
+  if (found == maps.by_end.end() || at < found->second.begin ||
+      found->first - at < std::ptrdiff_t(bytes))
+    return std::nullopt;
+  return FilePlace{found->second.file, std::uint64_t(at - found->second.begin)};
 }
 
 void MappedFile::will_need(std::size_t offset, std::size_t bytes) const {

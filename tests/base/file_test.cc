@@ -7,6 +7,7 @@
 
 #include <csignal>
 #include <cstring>
+#include <span>
 #include <vector>
 
 #include "base/error.h"
@@ -110,6 +111,39 @@ TEST_F(File, ThatIsEmptyMapsToNothing) {
   EXPECT_TRUE(map.bytes().empty());
   map.will_need(0, 0);
   map.release(0, 100);
+}
+
+TEST_F(File, IsFoundBehindItsMap) {
+  const std::string content(3 * 4096 + 5, 'x');
+  const auto place = [](const MappedFile& map, std::size_t at, std::size_t bytes) {
+    return file_behind(map.bytes().data() + at, bytes);
+  };
+  MappedFile map(file(content));
+  const MappedFile other(file("other"));
+  const auto end = place(map, 4097, content.size() - 4097);
+  ASSERT_TRUE(end);
+  EXPECT_EQ(end->file->path(), map.path());
+  EXPECT_EQ(end->offset, 4097u);
+  EXPECT_EQ(place(other, 0, 5)->file->path(), other.path());
+  EXPECT_FALSE(place(map, 4097, content.size() - 4096));  // one byte beyond the end
+  EXPECT_FALSE(file_behind(content.data(), 1));           // not mapped
+
+  const std::byte* const gone = map.bytes().data();
+  map = MappedFile();
+  EXPECT_FALSE(file_behind(gone, 1));
+  std::string read(5, ' ');  // what was found outlives the map
+  end->file->read_at(4097, std::as_writable_bytes(std::span(read)));
+  EXPECT_EQ(read, "xxxxx");
+}
+
+TEST_F(File, EndsBeforeWhatIsRead) {
+  const fs::path path = file("four");
+  const ReadableFile four(path);
+  std::vector<std::byte> to(3);
+  four.read_at(1, to);
+  expect_error<DeviceError>(
+      [&] { four.read_at(2, to); },
+      text("reading ", path.string(), ": it ends at byte 4, bytes up to 5 were wanted"));
 }
 
 TEST_F(File, MappedStaysReadableAfterHintsOfAnyRange) {

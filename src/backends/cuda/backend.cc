@@ -80,9 +80,10 @@ CudaBackend::CudaBackend(int device)
 
 CudaBackend::~CudaBackend() { cudaStreamSynchronize(stream_); }
 
-void CudaBackend::begin(const View& output) const {
+void CudaBackend::begin(const View& output) {
   OSTRO_REQUIRE(output.device == Device::cuda, describe(output), " is not in device memory");
   OSTRO_CUDA(cudaSetDevice(device_));
+  staging_.finish();
 }
 
 Buffer CudaBackend::allocate(std::size_t bytes) {
@@ -126,8 +127,9 @@ void CudaBackend::copy(const View& from, const View& to) {
   if (from.bytes() == 0) return;
   OSTRO_CUDA(cudaSetDevice(device_));
   if (from.device == Device::cpu)
-    staging_.upload(to.data, from.bytes(), from.data, from.bytes(), from.bytes(), 1);
-  else if (to.device == Device::cpu) {
+    return staging_.upload(to.data, from.bytes(), from.data, from.bytes(), from.bytes(), 1);
+  staging_.finish();
+  if (to.device == Device::cpu) {
     if (while_waiting_) wait();  // as the download would, deaf to other ranks
     staging_.download(to.data, from.data, from.bytes());
   } else
@@ -135,6 +137,7 @@ void CudaBackend::copy(const View& from, const View& to) {
 }
 
 void CudaBackend::wait() {
+  staging_.finish();
   if (!while_waiting_) return OSTRO_CUDA(cudaStreamSynchronize(stream_));
   const Stopwatch watch;
   while (true) {

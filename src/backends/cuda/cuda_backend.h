@@ -7,6 +7,7 @@
 #include "backends/cuda/kernels/quantise.h"
 #include "backends/cuda/memory.h"
 #include "backends/cuda/queue.h"
+#include "backends/cuda/staging.h"
 #include "ops/backend.h"
 
 namespace ostro::cuda {
@@ -60,7 +61,7 @@ class CudaBackend final : public ops::Backend {
 
  private:
   // Before each op: that its memory is on this device, which the thread's calls then go to.
-  void begin(const View& output) const;
+  void begin(const View& output);
 
   // A copy of a host matrix on the device, its rows aligned for the kernels.
   View placed(const View& host);
