@@ -3,6 +3,7 @@
 //
 //   cuda_kernels_bench [bf16, default, or f8e4m3: of the weights of layers; or attention: that
 //                      alone] [read GB/s, default 3150] [TFLOP/s, default 757 or 1385]
+//                      [tokens of a step ..., default 1 to 8192]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -240,8 +241,11 @@ int main(int argc, char** argv) try {
               1e12 * (argc > 3 ? std::atof(argv[3])
                       : e4m3   ? 1385
                                : 757));
+  std::vector<std::int64_t> steps;
+  for (int i = 4; i < argc; ++i) steps.push_back(std::atoll(argv[i]));
+  if (steps.empty()) steps = {1, 8, 16, 32, 64, 128, 256, 512, 2048, 8192};
   if (what != "attention")
-    for (std::int64_t tokens : {1, 8, 16, 32, 64, 128, 256, 512, 2048, 8192}) {
+    for (std::int64_t tokens : steps) {
       bench.run(tokens);
       bench.clear();
     }

@@ -4,6 +4,7 @@
 #include <functional>
 #include <vector>
 
+#include "backends/cuda/kernels/moe.h"
 #include "backends/cuda/kernels/quantise.h"
 #include "backends/cuda/memory.h"
 #include "backends/cuda/queue.h"
@@ -73,6 +74,10 @@ class CudaBackend final : public ops::Backend {
   static E4m3Rows e4m3_rows(E4m3Memory&, std::int64_t rows, std::int64_t k, std::int64_t groups);
   // x rounded with one scale a row; valid until the next call.
   E4m3Rows quantised(const View& x);
+  // The rows of x that the slots of experts multiply, in their order, for the copy engine.
+  E4m3Rows quantised_slots(const View& x, const ExpertGroups&, std::int64_t experts,
+                           std::int64_t slots);
+  View gathered_slots(const View& x, const ExpertGroups&, std::int64_t experts, std::int64_t slots);
 
   void dense_mlp(const ops::ExpertMlp&);
   void routed_mlp(const ops::ExpertMlp&);
@@ -86,7 +91,7 @@ class CudaBackend final : public ops::Backend {
   std::vector<Buffer> weights_;
   std::int64_t moves_ = 0;  // of any workspace
   Workspace attention_parts_{moves_}, expert_index_{moves_}, expert_hidden_{moves_},
-      expert_out_{moves_};
+      expert_out_{moves_}, expert_x_{moves_};
   E4m3Memory x_e4m3_{Workspace(moves_), Workspace(moves_)};
   E4m3Memory hidden_e4m3_{Workspace(moves_), Workspace(moves_)};
 };

@@ -19,6 +19,7 @@ struct Grid {
   std::int64_t blocks = 0;
   int threads = 0;
   std::int64_t shared_bytes = 0;
+  int cluster = 1;  // consecutive blocks that share their memory; divides `blocks`
 };
 
 // Enqueues kernel(args...) and throws DeviceError if the launch itself is refused; errors inside
@@ -35,16 +36,18 @@ void launch(cudaStream_t stream, const Grid& grid, void (*kernel)(Params...), Ar
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                              cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes)),
         "cudaFuncSetAttribute", std::source_location::current());
-  cudaLaunchAttribute early;
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {unsigned(grid.cluster), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(grid.blocks));
   config.blockDim = dim3(unsigned(grid.threads));
   config.dynamicSmemBytes = std::size_t(grid.shared_bytes);
   config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = grid.cluster > 1 ? 2 : 1;
   check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "kernel launch",
              std::source_location::current());
 }

@@ -62,14 +62,18 @@ void dense(cudaStream_t stream, int processors, const View& x, const quant::Weig
   if (up) require_one_type(w, *up);
   const bool tensor_cores = tensor_cores_take(x, w.data.dtype, aligned(w) && (!up || aligned(*up)));
   Gemm g{};
-  g.token_tile = tensor_cores ? dense_tile(x.rows, w.n(), processors) : kSimpleTokenTile;
+  g.swiglu = up != nullptr;
+  g.token_tile =
+      tensor_cores ? dense_tile(x.rows, w.n(), false, g.swiglu, processors) : kSimpleTokenTile;
   set_input(g.args, x);
   set_dense(g.args, w, up, x.rows, g.token_tile);
   set_output(g.args, y);
   g.x_type = x.dtype;
   g.w_type = w.data.dtype;
-  g.swiglu = up != nullptr;
-  gemm(stream, g, tensor_cores);
+  if (g.token_tile == kTmaTile)
+    gemm_tma(stream, g, {{&g.args.weight, 1}, {&g.args.up_weight, 1}}, processors);
+  else
+    gemm(stream, g, tensor_cores);
 }
 
 void set_input(GemmArgs& args, const E4m3Rows& x) {
@@ -96,11 +100,15 @@ void dense_e4m3(cudaStream_t stream, int processors, const E4m3Rows& x, std::int
   g.swiglu = up != nullptr;
   const bool all_aligned = aligned(w) && (!up || aligned(*up));
   g.token_tile =
-      all_aligned ? dense_tile_e4m3(rows, w.n(), g.swiglu, processors) : kUnalignedE4m3Tile;
+      all_aligned ? dense_tile(rows, w.n(), true, g.swiglu, processors) : kUnalignedE4m3Tile;
   set_input(g.args, x);
   set_dense(g.args, w, up, rows, g.token_tile);
   hidden ? set_output(g.args, *hidden) : set_output(g.args, y);
-  gemm_e4m3(stream, g, all_aligned);
+  g.w_type = DType::f8e4m3;
+  if (g.token_tile == kTmaTile)
+    gemm_tma(stream, g, {{&g.args.weight, 1}, {&g.args.up_weight, 1}}, processors);
+  else
+    gemm_e4m3(stream, g, all_aligned);
 }
 
 // Hands out 16-byte aligned pieces of one allocation: once to count, then to cut.
@@ -129,6 +137,25 @@ E4m3Rows CudaBackend::e4m3_rows(E4m3Memory& memory, std::int64_t rows, std::int6
           .stride = stride,
           .scale = memory.scale.reserve<float>(rows * groups),
           .scale_stride = groups > 1 ? rows : 0};
+}
+
+E4m3Rows CudaBackend::quantised_slots(const View& x, const ExpertGroups& groups,
+                                      std::int64_t experts, std::int64_t slots) {
+  const E4m3Rows rows = e4m3_rows(x_e4m3_, slots, x.cols, 1);
+  quantise_gathered_rows(stream_, x, groups.token, groups.start + experts, slots, rows);
+  return rows;
+}
+
+View CudaBackend::gathered_slots(const View& x, const ExpertGroups& groups, std::int64_t experts,
+                                 std::int64_t slots) {
+  const auto size = std::int64_t(size_of(x.dtype));
+  const std::int64_t row_bytes = round_up<std::int64_t>(x.cols * size, 16);
+  View rows = x;
+  rows.rows = slots;
+  rows.row_stride = row_bytes / size;
+  rows.data = expert_x_.reserve<char>(slots * row_bytes);
+  gather_slots(stream_, x, groups.token, groups.start + experts, slots, rows.data, row_bytes);
+  return rows;
 }
 
 E4m3Rows CudaBackend::quantised(const View& x) {
@@ -208,9 +235,10 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   if (slots == 0) return;
   const bool tensor_cores = !e4m3 && tensor_cores_take(op.x, weight_type, all_aligned);
   Gemm g{};
-  g.token_tile = e4m3           ? all_aligned ? expert_tile_e4m3(tokens) : kUnalignedE4m3Tile
-                 : tensor_cores ? expert_tile(tokens, op.experts.cols, experts)
-                                : kSimpleTokenTile;
+  g.token_tile = (e4m3 ? all_aligned : tensor_cores) ? expert_tile(tokens, experts)
+                 : e4m3                              ? kUnalignedE4m3Tile
+                                                     : kSimpleTokenTile;
+  const bool tma = g.token_tile == kTmaTile;
   g.x_type = op.x.dtype;
   g.w_type = weight_type;
   const std::int64_t tiles = most_tiles(slots, experts, g.token_tile);
@@ -230,8 +258,17 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   carve(Carver(expert_index_.reserve<char>(carve(Carver(nullptr)))));
   group_by_expert(stream_, op, g.token_tile, groups);
 
+  std::vector<WeightRef> gate, up, down;
+  for (const ops::Expert& e : op.local) {
+    gate.push_back(ref(e.gate));
+    up.push_back(ref(e.up));
+    down.push_back(ref(e.down));
+  }
   const auto multiply = [&] {
-    e4m3 ? gemm_e4m3(stream_, g, all_aligned) : gemm(stream_, g, tensor_cores);
+    if (tma)
+      gemm_tma(stream_, g, {g.swiglu ? gate : down, up}, processors_);
+    else
+      e4m3 ? gemm_e4m3(stream_, g, all_aligned) : gemm(stream_, g, tensor_cores);
   };
   g.args.tiles = groups.tiles;
   g.args.tile_count = groups.tile_count;
@@ -243,7 +280,7 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   E4m3Rows h_e4m3{};
   if (e4m3) {
     h_e4m3 = e4m3_rows(hidden_e4m3_, slots, inter, ceil_div(inter, quant::kE4m3Group));
-    set_input(g.args, quantised(op.x));
+    set_input(g.args, tma ? quantised_slots(op.x, groups, experts, slots) : quantised(op.x));
     set_output(g.args, h_e4m3);
   } else {
     const auto size = std::int64_t(size_of(op.x.dtype));
@@ -251,10 +288,10 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
     h = matrix(expert_hidden_.reserve<char>(slots * stride * size), op.x.dtype, slots, inter,
                Device::cuda);
     h.row_stride = stride;
-    set_input(g.args, op.x);
+    set_input(g.args, tma ? gathered_slots(op.x, groups, experts, slots) : op.x);
     set_output(g.args, h);
   }
-  g.args.rows = groups.token;
+  g.args.rows = tma ? nullptr : groups.token;
   g.args.weights = groups.gate;
   g.args.up_weights = groups.up;
   g.args.w_scale_stride = first.gate.scale.row_stride;

@@ -12,26 +12,35 @@ namespace ostro::cuda {
 namespace {
 
 TEST(DenseTile, HoldsTheTokensWhereThatMakesEnoughBlocks) {
-  constexpr int kProcessors = 132;
+  const auto tile = [](std::int64_t tokens, std::int64_t n) {
+    return dense_tile(tokens, n, false, false, 132);
+  };
   constexpr std::int64_t kVocab = 32000, kHidden = 4096;
-  EXPECT_EQ(dense_tile(1, kVocab, kProcessors), 8);
-  EXPECT_EQ(dense_tile(9, kVocab, kProcessors), 16);
-  EXPECT_EQ(dense_tile(64, kVocab, kProcessors), 64);
-  EXPECT_EQ(dense_tile(65, kVocab, kProcessors), 128);
-  EXPECT_EQ(dense_tile(100000, kVocab, kProcessors), 256);
+  EXPECT_EQ(tile(1, kVocab), 8);
+  EXPECT_EQ(tile(9, kVocab), 16);
+  EXPECT_EQ(tile(64, kVocab), 64);
+  EXPECT_EQ(tile(65, kVocab), 128);
+  EXPECT_EQ(tile(100000, kVocab), 128);
   // 64 row tiles of 64: two or more token tiles.
-  EXPECT_EQ(dense_tile(1, kHidden, kProcessors), 8);
-  EXPECT_EQ(dense_tile(64, kHidden, kProcessors), 32);
-  EXPECT_EQ(dense_tile(128, kHidden, kProcessors), 64);
-  EXPECT_EQ(dense_tile(256, 6144, kProcessors), 128);
-  EXPECT_EQ(dense_tile(2048, kHidden, kProcessors), 256);
+  EXPECT_EQ(tile(1, kHidden), 8);
+  EXPECT_EQ(tile(64, kHidden), 32);
+  EXPECT_EQ(tile(128, kHidden), 64);
+  EXPECT_EQ(tile(256, 6144), 64);
+  EXPECT_EQ(tile(2048, kHidden), 128);
 }
 
-TEST(ExpertTile, IsLargestForPrompts) {
-  EXPECT_EQ(expert_tile(1, 2, 8), 8);
-  EXPECT_EQ(expert_tile(32, 2, 8), 32);
-  EXPECT_EQ(expert_tile(1023, 2, 8), 128);
-  EXPECT_EQ(expert_tile(1024, 2, 8), 256);
+TEST(DenseTile, OfSwigluHasFewerOutputs) {
+  // 44 row tiles of 128 are two thirds of 66 processors, 22 of 256 are not.
+  EXPECT_EQ(dense_tile(128, 44 * 128, true, true, 66), 128);
+  EXPECT_EQ(dense_tile(128, 44 * 128, true, false, 66), 64);
+}
+
+TEST(ExpertTile, IsThatOfPromptsForFewExperts) {
+  EXPECT_EQ(expert_tile(1, 8), 8);
+  EXPECT_EQ(expert_tile(32, 8), 32);
+  EXPECT_EQ(expert_tile(65, 8), kTmaTile);
+  EXPECT_EQ(expert_tile(100000, kMostTmaExperts), kTmaTile);
+  EXPECT_EQ(expert_tile(100000, kMostTmaExperts + 1), kLargestTileWithoutTma);
 }
 
 // The most tiles over every way to spread `slots` over `experts`.

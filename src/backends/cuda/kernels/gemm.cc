@@ -4,6 +4,9 @@ namespace ostro::cuda {
 
 void gemm_wgmma_bf16(cudaStream_t, const Gemm&);
 void gemm_wgmma_f16(cudaStream_t, const Gemm&);
+void gemm_tma_bf16(cudaStream_t, const Gemm&, const HostWeights&, int processors);
+void gemm_tma_f16(cudaStream_t, const Gemm&, const HostWeights&, int processors);
+void gemm_tma_e4m3(cudaStream_t, const Gemm&, const HostWeights&, int processors);
 
 bool tensor_cores_take(const View& x, DType weight_type, bool weights_aligned) {
   constexpr std::uintptr_t kAlign = 16;
@@ -18,6 +21,17 @@ void gemm_wgmma(cudaStream_t stream, const Gemm& g) {
       gemm_wgmma_bf16(stream, g);
     else
       gemm_wgmma_f16(stream, g);
+  });
+}
+
+void gemm_tma(cudaStream_t stream, const Gemm& g, const HostWeights& w, int processors) {
+  visit_dtype<f16, bf16, f8e4m3>(g.w_type, "the GEMM of prompts", [&]<class T>() {
+    if constexpr (std::is_same_v<T, bf16>)
+      gemm_tma_bf16(stream, g, w, processors);
+    else if constexpr (std::is_same_v<T, f16>)
+      gemm_tma_f16(stream, g, w, processors);
+    else
+      gemm_tma_e4m3(stream, g, w, processors);
   });
 }
 

@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <span>
+
 #include "backends/cuda/plan/gemm_plan.h"
 #include "tensor/view.h"
 
@@ -58,12 +60,20 @@ struct Gemm {
 // bytes. The weights' alignment is the caller's to know.
 bool tensor_cores_take(const View& x, DType weight_type, bool weights_aligned);
 
-// bf16 and f16 by wgmma, sums in f32: token_tile is one of kTokenTiles.
+// bf16 and f16 by wgmma, sums in f32: token_tile is one of kTokenTiles, but for kTmaTile.
 void gemm_wgmma(cudaStream_t, const Gemm&);
-// e4m3 by wgmma, sums over 128 columns added in f32: token_tile is one of kTokenTiles up to
-// kLargestE4m3Tile. With `swiglu` y is e4m3 with one scale for 128 columns, else a float type.
-// `weights_aligned`: rows start at 16 bytes; others are slow and take tiles of kUnalignedE4m3Tile.
+// e4m3 by wgmma, sums over 128 columns added in f32: token_tile as above. With `swiglu` y is e4m3
+// with one scale for 128 columns, else a float type. `weights_aligned`: rows start at 16 bytes;
+// others are slow and take tiles of kUnalignedE4m3Tile.
 void gemm_e4m3(cudaStream_t, const Gemm&, bool weights_aligned);
+// The weights of experts, known to the host.
+struct HostWeights {
+  std::span<const WeightRef> weight, up;
+};
+// The products of both for tiles of kTmaTile, with the same bits: `rows` is null; weights are those
+// of `host`, not of `args`: aligned and of at most kMostTmaExperts experts. The grid is for a
+// device of `processors` multiprocessors.
+void gemm_tma(cudaStream_t, const Gemm&, const HostWeights& host, int processors);
 // Any of the float types, and integer weights, sums in f32 by fused multiply-adds: token_tile is
 // kSimpleTokenTile.
 void gemm_simple(cudaStream_t, const Gemm&);

@@ -9,8 +9,6 @@ namespace {
 
 template <int kTokens, int kStages, bool kGroupScales>
 using Narrow = E4m3Tile<kTokens, 1, 1, kStages, 2, false, kGroupScales>;
-template <bool kGroupScales>
-using Wide = E4m3Tile<128, 2, 2, 4, 1, false, kGroupScales>;
 
 template <bool kGroupScales>
 void start(cudaStream_t stream, const Gemm& g, bool aligned) {
@@ -24,8 +22,6 @@ void start(cudaStream_t stream, const Gemm& g, bool aligned) {
       return start_gemm_e4m3<Narrow<32, 9, kGroupScales>>(stream, g);
     case 64:
       return start_gemm_e4m3<Narrow<64, 6, kGroupScales>>(stream, g);
-    case 128:
-      return start_gemm_e4m3<Wide<kGroupScales>>(stream, g);
   }
   OSTRO_CHECK(false, "no kernel for tiles of ", g.token_tile, " tokens");
 }

@@ -1,24 +1,21 @@
-// The e4m3 GEMM: a kernel that gemm_e4m3*.cu instantiate.
+// The e4m3 GEMM of up to 64 tokens: a kernel that gemm_e4m3*.cu instantiate; gemm_tma.cuh has more.
 //
 // Roles:    as in gemm_wgmma.cuh: weights are the rows (M) of the product, tokens its columns (N).
 // Numbers:  a stage holds 128 columns. Their products are summed by the tensor core, which keeps
 //           about 14 bits of an e4m3 sum; the sums of stages are added in f32, in order, times the
 //           stage's token scale if x has one for 128 columns. Row scales multiply the result.
-// Grid:     a block for 64 weight rows (one warpgroup) or 256 (two, each with two halves of 64) and
-//           8 .. 128 tokens. With SwiGLU the halves are 128 gate rows and the up rows of the same
-//           outputs, so that a block has all 128 columns that share a scale of the e4m3 output.
+// Grid:     a block for 64 weight rows and 8 .. 64 tokens. With SwiGLU it has two warpgroups, each
+//           with 64 gate rows and the up rows of the same outputs, so that a block has all 128
+//           columns that share a scale of the e4m3 output.
 // Pipeline: 16-byte cp.async into kStages stages (128-byte swizzle), then wgmma.m64nNk32 straight
-//           from shared memory; blocks, or the two warpgroups of a block alone on its
-//           multiprocessor, hide each other's waits. Weights of a dense layer start to load before
-//           the predecessor has ended.
+//           from shared memory; blocks hide each other's waits. Weights of a dense layer start to
+//           load before the predecessor has ended.
 // Traffic:  weights once, tokens once for each block of weight rows, from L2.
-// Bound by: memory up to about 240 tokens an expert, then L2: a tile of 256 x 128 reads 48 KB for
-//           each 8.4 MFLOP.
-// Floor on an H100: n k bytes / 3.15e12 s; 2 tokens n k / 1385e12 s.
+// Bound by: memory.
+// Floor on an H100: n k bytes / 3.15e12 s.
 // Measured (H100 80 GB HBM3, cuda_kernels_bench f8e4m3, Mixtral 8x7B's shapes; of the floor):
-//           qkv 13.2 us at 1 token (61 %), 16.2 us at 64 (52 %), 153 us at 2048 (49 %); o 12.1 us
-//           at 1 (44 %). All of an expert layer: 143 us at 1 (78 %), 465 us at 8 (87 %), 562 us at
-//           128 (80 %), 2.52 ms at 2048 (41 %), 9.06 ms at 8192 (46 %).
+//           qkv 13.2 us at 1 token (61 %), 16.2 us at 64 (52 %); o 12.1 us at 1 (44 %). All of an
+//           expert layer: 143 us at 1 (78 %), 465 us at 8 (87 %).
 #pragma once
 
 #include "backends/cuda/kernels/e4m3.cuh"
@@ -55,9 +52,6 @@ struct E4m3Tile {
   static constexpr int kSharedBytes = kStages * kStageBytes + kScaleBytes + 1024;
   static_assert(kBlocks * (kSharedBytes + 1024) <= 228 << 10);
   static constexpr int kAhead = kStages - 1;  // stages that load meanwhile
-  // Prompts: loads wait for room in the memory pipeline, so they are issued behind the products.
-  static constexpr bool kLoadsBehind = kTokens > 64;
-  static_assert(!kLoadsBehind || kHalves == 2);
 };
 
 // 16 bytes at an address of any alignment, of which `bytes` exist.
@@ -167,93 +161,77 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const int row = group * 64 + warp % 4 * 16 + lane / 4, column = lane % 4 * 2;
   float* const sums = reinterpret_cast<float*>(shared_data);
 
-  // The products with the first N of the tile's tokens, scaled, to shared memory: [token][output].
-  const auto multiply = [&]<int N>() {
-    float sum[Tile::kHalves][N / 2] = {};
-    for (int i = 0; i < k_tiles; ++i) {
-      ptx::copy_wait<kAhead - 1>();
-      ptx::fence_async_proxy();
-      // Stage i is there, and every warpgroup has done with the stage that is loaded next.
-      __syncthreads();
-      const auto load = [&](auto&& part) {
-        if (i + kAhead < k_tiles) part(i + kAhead);
-      };
-      if constexpr (!Tile::kLoadsBehind) {
-        load(load_weights);
-        load(load_tokens);
-      }
-      const std::uint32_t stage = shared + (i % kStages) * Tile::kStageBytes;
-      const std::uint64_t tokens = ptx::swizzled_tile(stage + Tile::kWeightBytes);
-#pragma unroll
-      for (int h = 0; h < Tile::kHalves; ++h) {
-        const std::uint64_t rows =
-            ptx::swizzled_tile(stage + (h * Tile::kHalfRows + group * 64) * Tile::kK);
-        float part[N / 2] = {};
-        ptx::wgmma_fence();
-#pragma unroll
-        for (int step = 0; step < Tile::kK / 32; ++step)
-          ptx::Wgmma<__nv_fp8_e4m3, N>::run(part, rows + 2 * step, tokens + 2 * step);
-        ptx::wgmma_commit();
-        if constexpr (Tile::kLoadsBehind) {
-          if (h == 0)
-            load(load_weights);
-          else
-            load(load_tokens);
-        }
-        ptx::wgmma_wait<0>();
-#pragma unroll
-        for (int j = 0; j < N / 8; ++j) {
-          float2 scale{1, 1};
-          if constexpr (Tile::kGroupScales)
-            scale =
-                *reinterpret_cast<const float2*>(scales + (i % kStages) * kTokens + 8 * j + column);
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            sum[h][4 * j + e] = fmaf(part[4 * j + e], e % 2 ? scale.y : scale.x, sum[h][4 * j + e]);
-        }
-      }
-      ptx::copy_commit();
-    }
-    ptx::copy_wait<0>();
+  // The products, scaled, go to shared memory: [token][output].
+  float sum[Tile::kHalves][kTokens / 2] = {};
+  for (int i = 0; i < k_tiles; ++i) {
+    ptx::copy_wait<kAhead - 1>();
+    ptx::fence_async_proxy();
+    // Stage i is there, and every warpgroup has done with the stage that is loaded next.
     __syncthreads();
-
-    float weight_scale[Tile::kHalves][2];
+    if (i + kAhead < k_tiles) {
+      load_weights(i + kAhead);
+      load_tokens(i + kAhead);
+    }
+    const std::uint32_t stage = shared + (i % kStages) * Tile::kStageBytes;
+    const std::uint64_t tokens = ptx::swizzled_tile(stage + Tile::kWeightBytes);
 #pragma unroll
-    for (int h = 0; h < Tile::kHalves; ++h)
+    for (int h = 0; h < Tile::kHalves; ++h) {
+      const std::uint64_t rows =
+          ptx::swizzled_tile(stage + (h * Tile::kHalfRows + group * 64) * Tile::kK);
+      float part[kTokens / 2] = {};
+      ptx::wgmma_fence();
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const bool is_up = Tile::kSwiglu && h == 1;
-        const int output = n0 + row + 8 * e + (is_up ? 0 : h * Tile::kHalfRows);
-        weight_scale[h][e] = output < a.n ? (is_up ? up : weight).scale[output] : 0;
+      for (int step = 0; step < Tile::kK / 32; ++step)
+        ptx::Wgmma<__nv_fp8_e4m3, kTokens>::run(part, rows + 2 * step, tokens + 2 * step);
+      ptx::wgmma_commit();
+      ptx::wgmma_wait<0>();
+#pragma unroll
+      for (int j = 0; j < kTokens / 8; ++j) {
+        float2 scale{1, 1};
+        if constexpr (Tile::kGroupScales)
+          scale =
+              *reinterpret_cast<const float2*>(scales + (i % kStages) * kTokens + 8 * j + column);
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          sum[h][4 * j + e] = fmaf(part[4 * j + e], e % 2 ? scale.y : scale.x, sum[h][4 * j + e]);
       }
-#pragma unroll
-    for (int j = 0; j < N / 8; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int token = 8 * j + column + e % 2;
-        float x_scale = 1;
-        if constexpr (!Tile::kGroupScales)
-          if (token < tile.count) {
-            const std::int64_t slot = tile.first + token;
-            x_scale = a.x_scale[a.rows ? a.rows[slot] : slot];
-          }
-        float* const at = sums + token * Tile::kSumStride + row + 8 * (e / 2);
-        const auto scaled = [&](int h) {
-          return sum[h][4 * j + e] * x_scale * weight_scale[h][e / 2];
-        };
-        if constexpr (Tile::kSwiglu) {
-          *at = swiglu(scaled(0), scaled(1));
-        } else {
-#pragma unroll
-          for (int h = 0; h < Tile::kHalves; ++h) at[h * Tile::kHalfRows] = scaled(h);
-        }
-      }
-  };
-  if constexpr (kTokens > 64) {
-    tile.count > 64 ? multiply.template operator()<kTokens>() : multiply.template operator()<64>();
-  } else {
-    multiply.template operator()<kTokens>();
+    }
+    ptx::copy_commit();
   }
+  ptx::copy_wait<0>();
+  __syncthreads();
+
+  float weight_scale[Tile::kHalves][2];
+#pragma unroll
+  for (int h = 0; h < Tile::kHalves; ++h)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const bool is_up = Tile::kSwiglu && h == 1;
+      const int output = n0 + row + 8 * e + (is_up ? 0 : h * Tile::kHalfRows);
+      weight_scale[h][e] = output < a.n ? (is_up ? up : weight).scale[output] : 0;
+    }
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int token = 8 * j + column + e % 2;
+      float x_scale = 1;
+      if constexpr (!Tile::kGroupScales)
+        if (token < tile.count) {
+          const std::int64_t slot = tile.first + token;
+          x_scale = a.x_scale[a.rows ? a.rows[slot] : slot];
+        }
+      float* const at = sums + token * Tile::kSumStride + row + 8 * (e / 2);
+      const auto scaled = [&](int h) {
+        return sum[h][4 * j + e] * x_scale * weight_scale[h][e / 2];
+      };
+      if constexpr (Tile::kSwiglu) {
+        *at = swiglu(scaled(0), scaled(1));
+      } else {
+#pragma unroll
+        for (int h = 0; h < Tile::kHalves; ++h) at[h * Tile::kHalfRows] = scaled(h);
+      }
+    }
   __syncthreads();
 
   if constexpr (Tile::kSwiglu) {

@@ -17,8 +17,6 @@ void gemm_e4m3_swiglu(cudaStream_t stream, const Gemm& g, bool aligned) {
       return start_gemm_e4m3<Swiglu<32, 3, 2>>(stream, g);
     case 64:
       return start_gemm_e4m3<Swiglu<64, 5, 1>>(stream, g);
-    case 128:
-      return start_gemm_e4m3<Swiglu<128, 4, 1>>(stream, g);
   }
   OSTRO_CHECK(false, "no kernel for tiles of ", g.token_tile, " tokens");
 }

@@ -1,31 +1,26 @@
-// The tensor-core GEMM: a kernel that gemm_wgmma_*.cu instantiate.
+// The 16-bit GEMM of up to 64 tokens: a kernel that gemm_wgmma_*.cu instantiate; gemm_tma.cuh has
+// more.
 //
 // Roles:    weights are the rows (M) of the product and tokens its columns (N), so that one to
-// eight
-//           tokens cost one wgmma of N = 8, and every output is summed over K in steps of 16 in one
-//           order whatever the number of tokens: results do not depend on the batch.
-// Grid:     a block of one or two warpgroups for 64 or 128 weight rows x 8 .. 256 tokens; with
-// SwiGLU
-//           one warpgroup takes 64 gate rows and the other the 64 up rows of the same outputs. Two
-//           blocks a multiprocessor; one of 256 tokens. Blocks beyond the device's list of tiles
-//           end at once, so no launch waits for the routing.
+//           eight tokens cost one wgmma of N = 8, and every output is summed over K in steps of 16
+//           in one order whatever the number of tokens: results do not depend on the batch.
+// Grid:     a block for 64 weight rows x 8 .. 64 tokens; with SwiGLU one warpgroup takes 64 gate
+//           rows and another the 64 up rows of the same outputs. Two blocks a multiprocessor hide
+//           each other's waits. Blocks beyond the device's list of tiles end at once, so no launch
+//           waits for the routing.
 // Pipeline: 16-byte cp.async into kStages stages of 64 elements of K (128-byte swizzle), then
 //           wgmma.m64nNk16 straight from shared memory. About 100 KB a block in flight; weights of
-//           a dense layer start to load before the predecessor has ended. Two blocks hide each
-//           other's waits; the one of 256 tokens keeps a wgmma of its own in flight instead, and
-//           reads half the shared memory for each multiplication.
+//           a dense layer start to load before the predecessor has ended.
 // Traffic:  weights once (token tiles of one expert run side by side, so L2 serves the second),
 //           tokens once for each weight tile, from L2.
-// Bound by: memory up to about 128 tokens an expert, then tensor cores.
-// Floor on an H100: 2 n k bytes / 3.15e12 s; 2 tokens n k / 757e12 s.
+// Bound by: memory.
+// Floor on an H100: 2 n k bytes / 3.15e12 s.
 // Measured (H100 80 GB HBM3, cuda_kernels_bench, bf16, Mixtral 8x7B's shapes; of the floor):
-//           dense, qkv [6144, 4096]: 20.1 us at 1 token (79 %), 22 us at 64 (74 %), 30 us at 128,
-//           207 us at 2048 (66 %). lm_head [32000, 4096]: 89 us at 1 (94 %), 108 us at 128 (82 %).
-//           All of an expert layer: 267 us at 1 token (84 %), 880 us at 8 (91 %), 978 us at 32
-//           (92 %), 1036 us at 128 (86 %), 3.62 ms at 2048 (53 %), 12.3 ms at 8192 (62 %).
-//           What is short: prompts, by L2 (a tile of 128 x 256 reads 48 KB for each 4.2 MFLOP, 5.5
-//           TB/s at 470 TFLOP/s); multicast of a tile to a cluster would halve that. And 64 blocks
-//           of 4096 rows leave half of the multiprocessors idle: o takes 17.2 us at 1 token (62 %).
+//           dense, qkv [6144, 4096]: 20.1 us at 1 token (79 %), 22 us at 64 (74 %), 30 us at 128.
+//           lm_head [32000, 4096]: 89 us at 1 (94 %). All of an expert layer: 267 us at 1 token
+//           (84 %), 880 us at 8 (91 %), 978 us at 32 (92 %).
+//           What is short: 64 blocks of 4096 rows leave half of the multiprocessors idle: o takes
+//           17.2 us at 1 token (62 %).
 #pragma once
 
 #include "backends/cuda/kernels/gemm.cuh"
@@ -53,15 +48,13 @@ struct GemmTile {
   static constexpr int kSumBytes = kTokens * kSumStride * 4;
   static_assert(kSumBytes <= kStages * kStageBytes, "the sums go where the stages were");
   static constexpr int kSharedBytes = kStages * kStageBytes + 1024;
-  static constexpr int kBlocks = kTokens > 128 ? 1 : 2;  // a multiprocessor
+  static constexpr int kBlocks = 2;  // a multiprocessor
   static_assert(kBlocks * (kSharedBytes + 1024) <= 228 << 10);
-  static constexpr bool kOverlap = kBlocks == 1;  // a wgmma runs into the next iteration
-  static constexpr int kAhead = kStages - (kOverlap ? 2 : 1);  // K tiles that load meanwhile
+  static constexpr int kAhead = kStages - 1;  // K tiles that load meanwhile
 };
 
 template <class T, int kGroups, int kTokens, int kStages, bool kSwiglu>
-__global__ void __launch_bounds__(128 * kGroups, kTokens > 128 ? 1 : 2)
-    gemm_wgmma_kernel(const GemmArgs a) {
+__global__ void __launch_bounds__(128 * kGroups, 2) gemm_wgmma_kernel(const GemmArgs a) {
   using Tile = GemmTile<T, kGroups, kTokens, kStages, kSwiglu>;
   extern __shared__ unsigned char shared_raw[];
   const std::uint32_t shared = (ptx::shared_address(shared_raw) + 1023) & ~1023u;
@@ -145,51 +138,38 @@ __global__ void __launch_bounds__(128 * kGroups, kTokens > 128 ? 1 : 2)
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   float* const sums = reinterpret_cast<float*>(shared_data);
 
-  // The products with the first N of the tile's tokens, to shared memory: [token][weight row].
-  const auto multiply = [&]<int N>() {
-    float sum[N / 2];
+  // The products go to shared memory: [token][weight row].
+  float sum[kTokens / 2];
 #pragma unroll
-    for (int i = 0; i < N / 2; ++i) sum[i] = 0;
-    for (int i = 0; i < k_tiles; ++i) {
-      ptx::copy_wait<kAhead - 1>();
-      ptx::fence_async_proxy();
-      // Stage i is there, and every warpgroup has done with the stage that is loaded next.
-      __syncthreads();
-      const auto load = [&] {
-        if (i + kAhead < k_tiles) {
-          load_weights(i + kAhead);
-          load_tokens(i + kAhead);
-        }
-        ptx::copy_commit();
-      };
-      if constexpr (!Tile::kOverlap) load();
-      const std::uint32_t stage = shared + (i % kStages) * Tile::kStageBytes;
-      const std::uint64_t rows = ptx::swizzled_tile(stage + group * 64 * 128);
-      const std::uint64_t tokens = ptx::swizzled_tile(stage + Tile::kWeightBytes);
-      ptx::wgmma_fence();
-#pragma unroll
-      for (int step = 0; step < kGemmK / 16; ++step)
-        ptx::Wgmma<T, N>::run(sum, rows + 2 * step, tokens + 2 * step);
-      ptx::wgmma_commit();
-      if constexpr (Tile::kOverlap) load();
-      ptx::wgmma_wait<Tile::kOverlap ? 1 : 0>();
-    }
-    ptx::wgmma_wait<0>();
-    ptx::copy_wait<0>();
+  for (int i = 0; i < kTokens / 2; ++i) sum[i] = 0;
+  for (int i = 0; i < k_tiles; ++i) {
+    ptx::copy_wait<kAhead - 1>();
+    ptx::fence_async_proxy();
+    // Stage i is there, and every warpgroup has done with the stage that is loaded next.
     __syncthreads();
+    if (i + kAhead < k_tiles) {
+      load_weights(i + kAhead);
+      load_tokens(i + kAhead);
+    }
+    ptx::copy_commit();
+    const std::uint32_t stage = shared + (i % kStages) * Tile::kStageBytes;
+    const std::uint64_t rows = ptx::swizzled_tile(stage + group * 64 * 128);
+    const std::uint64_t tokens = ptx::swizzled_tile(stage + Tile::kWeightBytes);
+    ptx::wgmma_fence();
 #pragma unroll
-    for (int j = 0; j < N / 8; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        sums[(8 * j + 2 * (lane % 4) + i % 2) * Tile::kSumStride + 16 * warp + lane / 4 +
-             8 * (i / 2)] = sum[4 * j + i];
-  };
-  if constexpr (kTokens > 128) {
-    tile.count > 128 ? multiply.template operator()<kTokens>()
-                     : multiply.template operator()<128>();
-  } else {
-    multiply.template operator()<kTokens>();
+    for (int step = 0; step < kGemmK / 16; ++step)
+      ptx::Wgmma<T, kTokens>::run(sum, rows + 2 * step, tokens + 2 * step);
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
   }
+  ptx::copy_wait<0>();
+  __syncthreads();
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      sums[(8 * j + 2 * (lane % 4) + i % 2) * Tile::kSumStride + 16 * warp + lane / 4 +
+           8 * (i / 2)] = sum[4 * j + i];
   __syncthreads();
 
   // From shared memory a warp writes consecutive outputs of one token.
@@ -234,12 +214,6 @@ void gemm_wgmma_of(cudaStream_t stream, const Gemm& g) {
     case 64:
       return g.swiglu ? start_gemm_wgmma<T, 2, 64, 4, true>(stream, g)
                       : start_gemm_wgmma<T, 1, 64, 6, false>(stream, g);
-    case 128:
-      return g.swiglu ? start_gemm_wgmma<T, 2, 128, 3, true>(stream, g)
-                      : start_gemm_wgmma<T, 2, 128, 3, false>(stream, g);
-    case 256:
-      return g.swiglu ? start_gemm_wgmma<T, 2, 256, 4, true>(stream, g)
-                      : start_gemm_wgmma<T, 2, 256, 4, false>(stream, g);
   }
   OSTRO_CHECK(false, "no kernel for tiles of ", g.token_tile, " tokens");
 }

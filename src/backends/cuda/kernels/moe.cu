@@ -5,9 +5,10 @@
 //           slots is the same in every run. The host does not wait for it: the products launch the
 //           most tiles that any routing can make.
 //           Bound by latency: about 3 us up to some hundred tokens, 10 us at 8192 choices.
+// Gather:   the rows of slots in their order, for the copy engine: one block of 256 threads each.
 // Sum:      one block of 256 threads for each token; reads top_k rows of f32, writes one.
 //           Floor on an H100 (3.15 TB/s): 4 (top_k + 1) * tokens * hidden / 3.15e12 s; 32 us at
-//           2048 tokens of 4096. Measured with the products (gemm_wgmma.cuh).
+//           2048 tokens of 4096. Measured with the products (gemm_tma.cuh).
 #include "backends/cuda/kernels/element.cuh"
 #include "backends/cuda/kernels/moe.h"
 #include "backends/cuda/launch.h"
@@ -114,6 +115,22 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
+__global__ void __launch_bounds__(kSumThreads)
+    gather_slots_kernel(const char* x, std::int64_t x_row_bytes, const std::int32_t* token,
+                        const std::int32_t* count, int bytes, char* y, std::int64_t y_row_bytes) {
+  begin_kernel();
+  const std::int64_t slot = blockIdx.x;
+  if (slot >= *count) return;
+  const char* const from = x + token[slot] * x_row_bytes;
+  char* const to = y + slot * y_row_bytes;
+  for (int i = int(threadIdx.x) * 16; i < bytes; i += kSumThreads * 16) {
+    if (i + 16 <= bytes)
+      *reinterpret_cast<uint4*>(to + i) = *reinterpret_cast<const uint4*>(from + i);
+    else
+      for (int j = i; j < bytes; ++j) to[j] = from[j];
+  }
+}
+
 template <int kExperts, bool kScales>
 void start_grouping(cudaStream_t stream, const ops::ExpertMlp& op, int token_tile,
                     const ExpertGroups& out) {
@@ -141,6 +158,14 @@ void group_by_expert(cudaStream_t stream, const ops::ExpertMlp& op, int token_ti
   else
     few ? start_grouping<kFew, false>(stream, op, token_tile, out)
         : start_grouping<kMostExperts, false>(stream, op, token_tile, out);
+}
+
+void gather_slots(cudaStream_t stream, const View& x, const std::int32_t* token,
+                  const std::int32_t* count, std::int64_t most, void* y, std::int64_t y_row_bytes) {
+  const auto size = std::int64_t(size_of(x.dtype));
+  launch(stream, {.blocks = most, .threads = kSumThreads}, gather_slots_kernel,
+         static_cast<const char*>(x.data), x.row_stride * size, token, count, int(x.cols * size),
+         static_cast<char*>(y), y_row_bytes);
 }
 
 void combine_experts(cudaStream_t stream, const ops::ExpertMlp& op, const std::int32_t* slot_of,

@@ -26,6 +26,11 @@ inline constexpr std::int64_t kMostExperts = 1024, kMostE4m3Experts = 640;
 
 void group_by_expert(cudaStream_t, const ops::ExpertMlp&, int token_tile, const ExpertGroups&);
 
+// y[s, :] = x[token[s], :] of the slots that there are; rows of y start at 16 bytes, and those of
+// x.
+void gather_slots(cudaStream_t, const View& x, const std::int32_t* token, const std::int32_t* count,
+                  std::int64_t most, void* y, std::int64_t y_row_bytes);
+
 // y[t, :] = sum over j in rising order of weights[t, j] * out[slot_of[t, j], :].
 void combine_experts(cudaStream_t, const ops::ExpertMlp&, const std::int32_t* slot_of,
                      const float* out);

@@ -29,25 +29,15 @@ int largest_that_fills(const int* tile, std::int64_t tokens, std::int64_t n, int
 
 }  // namespace
 
-int dense_tile(std::int64_t tokens, std::int64_t n, int processors) {
-  return largest_that_fills(smallest_that_holds(tokens), tokens, n, processors, outputs_of);
+int dense_tile(std::int64_t tokens, std::int64_t n, bool e4m3, bool swiglu, int processors) {
+  return largest_that_fills(smallest_that_holds(tokens), tokens, n, processors,
+                            [&](int tile) { return outputs_of(tile, e4m3, swiglu); });
 }
 
-int dense_tile_e4m3(std::int64_t tokens, std::int64_t n, bool swiglu, int processors) {
-  return largest_that_fills(smallest_that_holds(std::min<std::int64_t>(tokens, kLargestE4m3Tile)),
-                            tokens, n, processors,
-                            [&](int tile) { return outputs_of_e4m3(tile, swiglu); });
-}
-
-int expert_tile(std::int64_t tokens, std::int64_t top_k, std::int64_t experts) {
-  constexpr int kLargest = 256, kLargestForWeights = 128;
-  static_assert(*std::prev(std::end(kTokenTiles)) == kLargest);
-  if (tokens * top_k >= kLargest * experts) return kLargest;
-  return std::min(*smallest_that_holds(tokens), kLargestForWeights);
-}
-
-int expert_tile_e4m3(std::int64_t tokens) {
-  return std::min(*smallest_that_holds(tokens), kLargestE4m3Tile);
+int expert_tile(std::int64_t tokens, std::int64_t experts) {
+  static_assert(*std::prev(std::end(kTokenTiles)) == kTmaTile);
+  const int tile = *smallest_that_holds(tokens);
+  return experts <= kMostTmaExperts ? tile : std::min(tile, kLargestTileWithoutTma);
 }
 
 std::int64_t most_tiles(std::int64_t slots, std::int64_t experts, int token_tile) {

@@ -14,30 +14,29 @@ struct TokenTile {
 
 // The token rows of the tensor-core kernels' tiles; each is one instantiation. No choice changes a
 // result: every output is summed over K in one order in all of them.
-inline constexpr int kTokenTiles[] = {8, 16, 32, 64, 128, 256};
-// The largest for e4m3, whose sums take twice the registers.
-inline constexpr int kLargestE4m3Tile = 128;
-// The only one for e4m3 rows that do not start at 16 bytes.
-inline constexpr int kUnalignedE4m3Tile = 64;
+inline constexpr int kTokenTiles[] = {8, 16, 32, 64, 128};
+// That of the kernel for prompts, whose weights, of up to so many experts, the copy engine loads.
+inline constexpr int kTmaTile = 128;
+inline constexpr std::int64_t kMostTmaExperts = 16;
+// The largest of the other kernels, and the only one for e4m3 rows that do not start at 16 bytes.
+inline constexpr int kLargestTileWithoutTma = 64;
+inline constexpr int kUnalignedE4m3Tile = kLargestTileWithoutTma;
 // Those of the kernel without tensor cores.
 inline constexpr int kSimpleTokenTile = 64;
 
 // The outputs of such a tile: weight rows, or pairs of gate and up rows.
-inline constexpr int outputs_of(int token_tile) { return token_tile <= 64 ? 64 : 128; }
-inline constexpr int outputs_of_e4m3(int token_tile, bool swiglu) {
-  return swiglu ? 128 : token_tile <= 64 ? 64 : 256;
+inline constexpr int outputs_of(int token_tile, bool e4m3, bool swiglu) {
+  return token_tile == kTmaTile ? swiglu ? 128 : 256 : e4m3 && swiglu ? 128 : 64;
 }
 
 // For rows that all have one weight of n rows: the largest tile, of those that are not larger than
 // needed, which gives most `processors` a block. Smaller ones read the weights again, from L2.
-int dense_tile(std::int64_t tokens, std::int64_t n, int processors);
-int dense_tile_e4m3(std::int64_t tokens, std::int64_t n, bool swiglu, int processors);
+int dense_tile(std::int64_t tokens, std::int64_t n, bool e4m3, bool swiglu, int processors);
 
 // For routed rows. One expert rarely gets as many as there are tokens, but its weights must not be
 // read twice when it does; a tile costs shared memory, not time: rows that are not there are
-// neither loaded nor stored. The largest is for prompts, which are bound by arithmetic.
-int expert_tile(std::int64_t tokens, std::int64_t top_k, std::int64_t experts);
-int expert_tile_e4m3(std::int64_t tokens);
+// neither loaded nor stored.
+int expert_tile(std::int64_t tokens, std::int64_t experts);
 
 // No routing of `slots` rows to `experts` makes more tiles: each expert has at most one that is not
 // full.

@@ -29,26 +29,31 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
 }
 
-// d += a b^T, a [64, 32 bytes] and b [N, 32 bytes]. In thread t of the warpgroup, d[4 j + i] is the
-// element of row 16 (t / 32) + t % 32 / 4 + 8 (i / 2) and column 8 j + 2 (t % 4) + i % 2.
+// run: d += a b^T, run_first: d = a b^T; a [64, 32 bytes] and b [N, 32 bytes]. In thread t of the
+// warpgroup, d[4 j + i] is the element of row 16 (t / 32) + t % 32 / 4 + 8 (i / 2) and column 8 j +
+// 2 (t % 4) + i % 2.
 //
 // Of e4m3 the tensor core keeps about 14 bits of a sum: its sums are to be added to others in f32
 // before they grow long (quant/e4m3.h).
 template <class T, int N>
 struct Wgmma;
 
-// One instruction for all types: SUMS names the N / 2 registers of d, A and B the descriptors.
-#define OSTRO_WGMMA_OF(T, N, SHAPE, MODES, SUMS, A, B, ...)                           \
-  template <>                                                                         \
-  struct Wgmma<T, N> {                                                                \
-    static __device__ void run(float (&d)[N / 2], std::uint64_t a, std::uint64_t b) { \
-      asm volatile(                                                                   \
-          "{ .reg .pred add; setp.ne.b32 add, 1, 0;"                                  \
-          "wgmma.mma_async.sync.aligned.m64n" #N SHAPE " {" SUMS "}, " A ", " B       \
-          ", add, 1, 1" MODES "; }"                                                   \
-          : __VA_ARGS__                                                               \
-          : "l"(a), "l"(b));                                                          \
-    }                                                                                 \
+// One instruction for all types: SUMS names the N / 2 registers of d, A and B the descriptors. ADD:
+// whether the products are added to d or replace it.
+#define OSTRO_WGMMA_CALL(NAME, ADD, N, SHAPE, MODES, SUMS, A, B, ...)                  \
+  static __device__ void NAME(float(&d)[N / 2], std::uint64_t a, std::uint64_t b) {    \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, " #ADD                            \
+                 ", 0;"                                                                \
+                 "wgmma.mma_async.sync.aligned.m64n" #N SHAPE " {" SUMS "}, " A ", " B \
+                 ", add, 1, 1" MODES "; }"                                             \
+                 : __VA_ARGS__                                                         \
+                 : "l"(a), "l"(b));                                                    \
+  }
+#define OSTRO_WGMMA_OF(T, N, SHAPE, MODES, SUMS, A, B, ...)                  \
+  template <>                                                                \
+  struct Wgmma<T, N> {                                                       \
+    OSTRO_WGMMA_CALL(run, 1, N, SHAPE, MODES, SUMS, A, B, __VA_ARGS__)       \
+    OSTRO_WGMMA_CALL(run_first, 0, N, SHAPE, MODES, SUMS, A, B, __VA_ARGS__) \
   };
 #define OSTRO_WGMMA_16(N, SUMS, A, B, ...)                                                 \
   OSTRO_WGMMA_OF(__nv_bfloat16, N, "k16.f32.bf16.bf16", ", 0, 0", SUMS, A, B, __VA_ARGS__) \
@@ -92,5 +97,6 @@ OSTRO_WGMMA_16(256,
 #undef OSTRO_WGMMA_8
 #undef OSTRO_WGMMA_16
 #undef OSTRO_WGMMA_OF
+#undef OSTRO_WGMMA_CALL
 
 }  // namespace ostro::cuda::ptx

@@ -1,0 +1,31 @@
+// Copies of boxes of a matrix from global to shared memory by the bulk copy engine (PTX ISA,
+// "cp.async.bulk.tensor"). What lies outside the matrix is zero, and counts as bytes like the rest.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace ostro::cuda::ptx {
+
+// The box of `map` whose first element is (row, column), to `to`; its bytes count at `barrier`.
+__device__ inline void copy_box(std::uint32_t to, const CUtensorMap& map, int column, int row,
+                                std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+
+// The same, to the same place and barrier in every block of the cluster whose bit is in `blocks`.
+__device__ inline void copy_box_to(std::uint16_t blocks, std::uint32_t to, const CUtensorMap& map,
+                                   int column, int row, std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
+      : "memory");
+}
+
+}  // namespace ostro::cuda::ptx

@@ -1,0 +1,164 @@
+// The GEMM of prompts (kernels/gemm_tma.cuh) at shapes that are not multiples of its tiles: its
+// results are, bit for bit, those of steps so small that other kernels compute them, which the op
+// tests compare with reference().
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "backends/cuda/backend.h"
+#include "backends/cuda/plan/gemm_plan.h"
+#include "ops/moe.h"
+#include "ops/testing.h"
+#include "tensor/dtype.h"
+
+namespace ostro::cuda {
+namespace {
+
+using namespace ops::testing;
+
+constexpr std::int64_t kSmall = kLargestTileWithoutTma;  // tokens that take other kernels
+static_assert(kSmall < kTmaTile);
+
+struct OnDevice {
+  Buffer memory;
+  View view;
+  OnDevice(ops::Backend& gpu, const View& host)
+      : memory(gpu.allocate(host.bytes())), view(memory.view(host.dtype, host.rows, host.cols)) {
+    gpu.copy(host, view);
+  }
+};
+
+// Weights of pseudo-random numbers from a byte each, quick to make at these sizes.
+class Weight {
+ public:
+  Weight(DType type, std::int64_t n, std::int64_t k, std::uint64_t seed)
+      : type_(type),
+        n_(n),
+        k_(k),
+        data_(std::size_t(n * k) * size_of(type)),
+        scale_(std::size_t(n)) {
+    std::uint64_t state = seed * 2 + 1;
+    for (std::size_t i = 0; i < std::size_t(n * k); ++i) {
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      auto byte = std::uint8_t(state >> 56);
+      if (byte % 128 >= 120) byte = std::uint8_t(byte ^ 64);  // at most 240, and no NaN
+      const float small = float(std::int8_t(byte)) * 0x1p-13f;
+      if (type == DType::f8e4m3)
+        data_[i] = byte;
+      else
+        convert(&small, DType::f32, data_.data() + i * size_of(type), type, 1);
+    }
+    for (std::size_t i = 0; i < scale_.size(); ++i) scale_[i] = 1e-4f * float(1 + i % 7);
+  }
+  quant::Weight placed(ops::Backend& gpu) {
+    const View scale = matrix(scale_.data(), DType::f32, 1, n_);
+    return gpu.place({.data = matrix(data_.data(), type_, n_, k_),
+                      .scale = type_ == DType::f8e4m3 ? scale : View{}});
+  }
+  static ops::Activations activations(DType type) {
+    return type == DType::f8e4m3 ? ops::Activations::e4m3_per_token : ops::Activations::as_is;
+  }
+
+ private:
+  DType type_;
+  std::int64_t n_, k_;
+  std::vector<std::uint8_t> data_;
+  std::vector<float> scale_;
+};
+constexpr DType kTypes[] = {DType::f8e4m3, DType::bf16, DType::f16};
+DType activation_type(DType weight) { return weight == DType::f16 ? DType::f16 : DType::bf16; }
+
+// run(rows) computes these rows of the result: all of them, and kSmall at a time.
+template <class Run>
+void expect_same_in_small_steps(std::int64_t tokens, Run&& run) {
+  const Matrix whole = run(Range{0, tokens});
+  expect_same_rows(run(Range{0, tokens}), whole, 0);
+  for (std::int64_t first = 0; first < tokens; first += kSmall)
+    expect_same_rows(run(Range{first, std::min(first + kSmall, tokens)}), whole, first);
+}
+
+TEST(Prompts, LinearIsThatOfSmallSteps) {
+  const auto gpu = make_backend();
+  for (const DType type : kTypes)
+    for (const auto& [tokens, n, k] : {std::array<std::int64_t, 3>{700, 5000, 400},
+                                       {2300, 1030, 200},
+                                       {2049, 1290, 16},
+                                       {3000, 1025, 129},
+                                       {2049, 4096, 4096}})
+      for (DType y_type : {DType::f32, activation_type(type)}) {
+        SCOPED_TRACE(
+            text(name(type), ": ", tokens, " tokens, n ", n, " k ", k, " to ", name(y_type)));
+        ASSERT_EQ(dense_tile(tokens, n, type == DType::f8e4m3, false, 132), kTmaTile);
+        Matrix x = Matrix(activation_type(type), tokens, (k + 7) / 8 * 8).random(1);
+        const OnDevice x_on(*gpu, x.view());
+        const quant::Weight placed = Weight(type, n, k, 2).placed(*gpu);
+        expect_same_in_small_steps(tokens, [&](Range rows) {
+          Matrix y(y_type, rows.size(), n);
+          const OnDevice out(*gpu, y.view());
+          gpu->run(ops::Linear{.x = x_on.view.rows_of(rows).cols_of({0, k}),
+                               .w = placed,
+                               .y = out.view,
+                               .activations = Weight::activations(type)});
+          gpu->copy(out.view, y.view());
+          gpu->wait();
+          return y;
+        });
+        if (HasFailure()) return;
+      }
+}
+
+TEST(Prompts, ExpertsAreThoseOfSmallSteps) {
+  const auto gpu = make_backend();
+  constexpr std::int64_t kExperts = 6, kTopK = 2;
+  // Dense where all rows are one expert's; else the last expert is nobody's and the first another
+  // rank's.
+  for (const DType type : kTypes)
+    for (const bool routed : {true, false})
+      for (const auto& [tokens, hidden, inter] : {std::array<std::int64_t, 3>{65, 128, 128},
+                                                  {130, 16, 257},
+                                                  {321, 401, 200},
+                                                  {500, 1030, 392},
+                                                  {1500, 512, 1500},
+                                                  {2100, 700, 3000},
+                                                  {300, 2048, 7168}}) {
+        SCOPED_TRACE(text(name(type), ' ', routed, ": ", tokens, " tokens, hidden ", hidden,
+                          " inter ", inter));
+        Matrix x = Matrix(activation_type(type), tokens, (hidden + 7) / 8 * 8).random(1);
+        Matrix chosen(DType::i32, tokens, kTopK), weights(DType::f32, tokens, kTopK);
+        for (std::int64_t t = 0; t < tokens; ++t)
+          for (std::int64_t j = 0; j < kTopK; ++j) {
+            const std::int64_t spread = (t * 5 + t / 7 + j) % (kExperts - 1);
+            chosen.set_integer(t, j, std::int32_t(t % 3 == 0 ? j + 1 : spread));
+            weights.set(t, j, 0.25f + 0.5f * float(j));
+          }
+        std::vector<ops::Expert> local;
+        for (std::int64_t e = routed ? 1 : kExperts - 1; e < kExperts; ++e) {
+          const auto seed = std::uint64_t(10 * e);
+          local.push_back({Weight(type, inter, hidden, seed).placed(*gpu),
+                           Weight(type, inter, hidden, seed + 1).placed(*gpu),
+                           Weight(type, hidden, inter, seed + 2).placed(*gpu)});
+        }
+        const OnDevice x_on(*gpu, x.view()), chosen_on(*gpu, chosen.view()),
+            weights_on(*gpu, weights.view());
+        expect_same_in_small_steps(tokens, [&](Range rows) {
+          Matrix y(DType::f32, rows.size(), hidden);
+          const OnDevice out(*gpu, y.view());
+          gpu->run(ops::ExpertMlp{.x = x_on.view.rows_of(rows).cols_of({0, hidden}),
+                                  .experts = routed ? chosen_on.view.rows_of(rows) : View{},
+                                  .weights = routed ? weights_on.view.rows_of(rows) : View{},
+                                  .local = local,
+                                  .first_expert = routed ? 1 : 0,
+                                  .y = out.view,
+                                  .activations = Weight::activations(type)});
+          gpu->copy(out.view, y.view());
+          gpu->wait();
+          return y;
+        });
+        if (HasFailure()) return;
+      }
+}
+
+}  // namespace
+}  // namespace ostro::cuda
