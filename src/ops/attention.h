@@ -88,9 +88,10 @@ void reference(const RotaryAppend&);
 //   scale  > 0, 1 / sqrt(head_dim)
 //   window tokens that a query sees, itself included; 0: all
 //
-// Scores, softmax and sums are f32 or better. The result for a query depends on its own q, position
-// and pages alone, not on the other queries of the step, on how its prompt was chunked or on
-// block_tokens (batch.invariant): whatever the slots that it does not see hold, NaN too.
+// Scores, softmax and sums are f32 or better; a softmax weight may be rounded to 16 bits, of q's
+// dtype or f16, where it is multiplied with the values. The result for a query depends on its own
+// q, position and pages alone, not on the other queries of the step, on how its prompt was chunked
+// or on block_tokens (batch.invariant): whatever the slots that it does not see hold, NaN too.
 // tokens = 0 does nothing.
 // Ainslie et al. 2023, arXiv:2305.13245 (grouped queries); Milakov and Gimelshein 2018,
 // arXiv:1805.02867 (online softmax); Kwon et al. 2023, arXiv:2309.06180 (pages).

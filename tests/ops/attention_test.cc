@@ -19,6 +19,9 @@ struct Case {
   DType cache() const { return e4m3_cache ? DType::f8e4m3 : dtype; }
 };
 
+// A CPU keeps softmax weights in f32, a GPU rounds them where it multiplies.
+bool targets_round_weights() { return targets().front().configuration.starts_with("cuda"); }
+
 class Attention {
  public:
   explicit Attention(const Case& c)
@@ -52,14 +55,19 @@ class Attention {
   // How far an element of y may be off. A score is scale * q . k, so it is off by at most sum_error
   // of that; a softmax weight exp(score - max) is off by that twice over, relatively, and by the
   // rounding of its argument (scores here are below 32) and of exp, together 48 roundings; both
-  // sums over the positions add theirs. All of it scales sum(p |v|) / sum(p) <= max |v| = sqrt(3).
+  // sums over the positions add theirs. Weights may be rounded to 16 bits once more, unless they
+  // are 1, as those of zero queries. All of it scales sum(p |v|) / sum(p) <= max |v|, sqrt(3)
+  // or 1.75.
   double bound(double want) const {
     std::int64_t longest = 1;
     for (const PagedRequest& r : c_.requests) longest = std::max(longest, r.context);
     const double norms = 3.25 * double(c_.head_dim);  // |q| |k|, elements <= sqrt(3), e4m3: 1.75
     const double score_error = sum_error(c_.head_dim, norms * scale());
+    const DType weights = c_.e4m3_cache && c_.dtype == DType::bf16 ? DType::f16 : c_.dtype;
     const double relative = 2 * score_error + 48 * kF32 + 2 * sum_error(longest, 1);
-    return 2 * relative * std::sqrt(3.0) + two_roundings(c_.dtype, want);
+    const bool rounds = targets_round_weights() && !c_.zero_queries;
+    const double rounded = rounds ? rounding(weights, 1) : 0;
+    return (2 * relative + rounded) * 1.75 + two_roundings(c_.dtype, want);
   }
 
  private:
@@ -174,7 +182,7 @@ TEST(PagedAttention, MatchesReferenceAtMixtralsSize) {
   }
 }
 
-// Prompts whose rows a GPU puts into blocks of several warps, with whole contexts.
+// Prompts of many rows, for which a GPU has a kernel of its own.
 TEST(PagedAttention, MatchesReferenceForLongPrompts) {
   for (DType dtype : {DType::f16, DType::bf16})
     for (bool e4m3 : {false, true}) {
@@ -412,7 +420,7 @@ TEST(PagedAttention, DoesNotDependOnChunksOfALongContext) {
       }
 }
 
-// So many rows that a GPU's blocks see whole contexts, while its chunks are computed in parts.
+// So many rows that a GPU computes the prompt with one kernel, its chunks with others.
 TEST(PagedAttention, DoesNotDependOnChunksOfALargePrompt) {
   constexpr std::int64_t kLength = 530, kKvHeads = 12;
   for (const auto& [dtype, head_dim, window, e4m3] : {std::tuple{DType::f16, 64, 300, false},

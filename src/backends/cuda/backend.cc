@@ -206,7 +206,8 @@ void CudaBackend::enqueue(const ops::PagedAttention& op) {
                       .requests = op.requests.count(),
                       .heads = op.heads,
                       .kv_heads = op.cache.kv_heads,
-                      .context = op.requests.block_table.cols * op.cache.block_tokens},
+                      .context = op.requests.block_table.cols * op.cache.block_tokens,
+                      .wgmma = attention_wgmma_takes(op)},
                      processors_);
   float* const parts = attention_parts_.reserve<float>(attention_scratch(op, plan));
   attention_mma(stream_, op, plan, parts);

@@ -68,16 +68,18 @@ TEST(AttentionPlan, HasATileForEveryRow) {
       {1}, {0, 1, 0}, {1, 1, 1, 1}, {5, 0, 17}, {33, 1, 1}, {512}, {100, 3, 64, 65}};
   for (const auto& queries : steps)
     for (std::int64_t group : {1, 3, 4, 71})
-      for (std::int64_t kv_heads : {1, 8}) {
+      for (const auto& [kv_heads, wgmma] :
+           {std::pair{1, false}, {8, false}, {1, true}, {8, true}}) {
         std::int64_t tokens = 0;
         for (std::int64_t q : queries) tokens += q;
         const AttentionPlan plan = plan_attention({.tokens = tokens,
                                                    .requests = std::int64_t(queries.size()),
                                                    .heads = group * kv_heads,
                                                    .kv_heads = kv_heads,
-                                                   .context = 1000},
+                                                   .context = 1000,
+                                                   .wgmma = wgmma},
                                                   132);
-        const std::int64_t tile = plan.warps * kWarpRows;
+        const std::int64_t tile = plan.wgmma ? kWgmmaRows : plan.warps * kWarpRows;
         std::int64_t token = 0, next_free = 0;
         for (std::size_t r = 0; r < queries.size(); ++r) {
           const std::int64_t first = token * group / tile + std::int64_t(r);
@@ -101,10 +103,15 @@ TEST(AttentionPlan, SplitsLongContextsOfFewRequests) {
   EXPECT_EQ(plan_attention(many, 132).splits, 4096 / kSplitTokens);
   many.context = 131072;  // too much scratch
   EXPECT_EQ(plan_attention(many, 132).splits, 1);
-  const AttentionShape prompt{
-      .tokens = 2048, .requests = 1, .heads = 32, .kv_heads = 8, .context = 2048};
+  AttentionShape prompt{.tokens = 2048, .requests = 1, .heads = 32, .kv_heads = 8, .context = 2048};
   EXPECT_EQ(plan_attention(prompt, 132).splits, 1);
   EXPECT_EQ(plan_attention(prompt, 132).warps, 4);
+  EXPECT_FALSE(plan_attention(prompt, 132).wgmma);
+  prompt.wgmma = true;
+  EXPECT_TRUE(plan_attention(prompt, 132).wgmma);
+  prompt.tokens = 64;  // blocks of parts need the other kernel
+  EXPECT_FALSE(plan_attention(prompt, 132).wgmma);
+  EXPECT_EQ(plan_attention(prompt, 132).splits, 2048 / kSplitTokens);
   EXPECT_EQ(plan_attention({}, 132).row_tiles, 0);
 }
 

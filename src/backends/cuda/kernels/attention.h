@@ -10,8 +10,10 @@ namespace ostro::cuda {
 // Largest head_dim of either kernel.
 inline constexpr std::int64_t kMostHeadDim = 256;
 
-// True if attention_mma can take it: 16-bit, head_dim a multiple of 8, rows that start at 16 bytes.
+// True if attention_mma can take it: 16-bit, the cache's rows packs of 16 bytes.
 bool attention_mma_takes(const ops::PagedAttention&);
+// True if it can take plans of warpgroups too: head_dim 64 or 128.
+bool attention_wgmma_takes(const ops::PagedAttention&);
 
 // Floats of scratch that attention_mma needs for its parts.
 std::int64_t attention_scratch(const ops::PagedAttention&, const AttentionPlan&);

@@ -10,10 +10,15 @@ namespace ostro::cuda {
 bool attention_mma_takes(const ops::PagedAttention& op) {
   const std::int64_t head_dim = op.cache.k.cols;
   constexpr std::int64_t kMostRows = 0x7fffffff;  // the kernel keeps them in 32 bits
-  const std::size_t pack = 8 * size_of(op.cache.k.dtype);
-  return op.q.dtype != DType::f32 && op.cache.k.rows <= kMostRows && head_dim % 8 == 0 &&
-         head_dim <= kMostHeadDim && rows_aligned(op.q, 4) && rows_aligned(op.cache.k, pack) &&
-         rows_aligned(op.cache.v, pack);
+  const bool packs = std::size_t(head_dim) * size_of(op.cache.k.dtype) % 16 == 0;
+  return op.q.dtype != DType::f32 && op.cache.k.rows <= kMostRows && packs &&
+         head_dim <= kMostHeadDim && rows_aligned(op.q, 4) && rows_aligned(op.cache.k, 16) &&
+         rows_aligned(op.cache.v, 16);
+}
+
+bool attention_wgmma_takes(const ops::PagedAttention& op) {
+  const std::int64_t head_dim = op.cache.k.cols;
+  return attention_mma_takes(op) && (head_dim == 64 || head_dim == 128) && rows_aligned(op.y, 4);
 }
 
 std::int64_t attention_scratch(const ops::PagedAttention& op, const AttentionPlan& plan) {
@@ -45,6 +50,12 @@ void attention_mma(cudaStream_t stream, const ops::PagedAttention& op, const Att
   args.totals = scratch ? scratch + op.q.rows * op.heads * plan.splits * head_dim : nullptr;
   visit_dtype<f16, bf16>(op.q.dtype, "PagedAttention on CUDA", [&]<class T>() {
     const bool e4m3 = op.cache.k.dtype == DType::f8e4m3;
+    if (plan.wgmma) {
+      if constexpr (std::is_same_v<T, bf16>)
+        return (e4m3 ? attention_wgmma_bf16_e4m3 : attention_wgmma_bf16)(stream, args);
+      else
+        return (e4m3 ? attention_wgmma_f16_e4m3 : attention_wgmma_f16)(stream, args);
+    }
     if constexpr (std::is_same_v<T, bf16>)
       (e4m3 ? attention_mma_bf16_e4m3 : attention_mma_bf16)(stream, args, plan.warps);
     else

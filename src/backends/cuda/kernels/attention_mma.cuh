@@ -4,115 +4,53 @@
 //           request is head i % group of its token i / group. A warp has 16.
 // Grid:     tiles of rows x key heads x splits. Decoding: one warp a block, 64 KB of keys and
 // values
-//           in flight each, three blocks a multiprocessor; with few blocks, one for each 256
-//           positions, joined by a second kernel. Prefill: four warps share each tile of 64
-//           positions.
+//           in flight each (32 KB of e4m3), three blocks a multiprocessor (five); with few blocks,
+//           one for each 256 positions, joined by a second kernel. Prefill, where
+//           attention_wgmma.cuh has no kernel: four warps share each tile of 64 positions.
 // Pipeline: 16-byte cp.async of the next tile's pages into swizzled shared memory, mma.m16n8k16 on
-//           this one. Scores and softmax are f32; a softmax weight enters the product with the
-//           values as a sum of two 16-bit numbers, which keeps 16 bits of it or more.
-// Order:    by absolute position alone: 64 positions, 256 positions, all (plan/attention_plan.h).
+//           this one; e4m3 is widened between shared memory and registers.
+// Order:    attention_rows.cuh.
 // Traffic:  4 * head_dim bytes a position and key head; a prompt's again for each 64 rows, from L2.
 // Bound by: memory when decoding; tensor cores and shared memory when prefilling.
 // Floor on an H100: 4 * kv_heads * head_dim * positions / 3.15e12 s, 1.3 us at 1024 positions of 8
 //           heads of 128; prefill 4 * heads * head_dim * tokens^2 / 2 / 757e12 s.
-// Measured (H100 80 GB HBM3, cuda_kernels_bench, bf16, 32 heads on 8 of 128): decoding 1 request of
-//           1024 positions 19.6 us, 8: 19.8 us, 64: 119 us (72 %), 128: 218 us (78 %); of 8192
-//           positions 1: 27.8 us, 64: 796 us (86 %), 128: 1577 us (86 %). Prompts of 2048: 257 us
-//           (18 %), 8192: 3.65 ms (20 %, 150 TFLOP/s).
-//           What is short: prompts; half of the products are those of the low parts, and about 1600
-//           instructions for each tile of a warp bound it.
 #pragma once
 
-#include "backends/cuda/kernels/attention_mma.h"
-#include "backends/cuda/kernels/element.cuh"
-#include "backends/cuda/kernels/requests.cuh"
+#include "backends/cuda/kernels/attention_rows.cuh"
 #include "backends/cuda/launch.h"
 #include "backends/cuda/ptx/cp_async.cuh"
-#include "backends/cuda/ptx/exp2.cuh"
 #include "backends/cuda/ptx/mma.cuh"
 
 namespace ostro::cuda {
 
-constexpr int kPositions = 64;  // of a tile
-static_assert(kSplitTokens % kPositions == 0);
 constexpr int kAttentionStages = 2;
 
-// Joining two parts of a row: the factors of either, the new maximum. Both kernels use these.
-struct Join {
-  float most, old_factor, new_factor;
-  __device__ Join(float old_most, float new_most) {
-    most = fmaxf(old_most, new_most);
-    const float reference = most == -INFINITY ? 0 : most;
-    old_factor = ptx::exp2(old_most - reference);
-    new_factor = ptx::exp2(new_most - reference);
-  }
-  __device__ float operator()(float a, float b) const {
-    return __fmaf_rn(b, new_factor, __fmul_rn(a, old_factor));
-  }
-};
-
-// Of two 16-bit numbers in a word.
-template <class T>
-struct Bits {
-  static constexpr std::uint32_t kExponents = std::is_same_v<T, __half> ? 0x7c007c00u : 0x7f807f80u;
-  static constexpr std::uint32_t kOne = std::is_same_v<T, __half> ? 0x3c00u : 0x3f80u;
-  // All bits of those that are NaN or infinite.
-  __device__ static std::uint32_t not_finite(std::uint32_t word) {
-    return __vcmpeq2(word & kExponents, kExponents);
-  }
-};
-
-// x and y as a sum of two pairs of 16-bit numbers: rounded, and what the rounding lost.
-template <class T>
-__device__ inline void split_pair(float x, float y, std::uint32_t& high, std::uint32_t& low) {
-  const auto bits = [](auto pair) { return reinterpret_cast<const std::uint32_t&>(pair); };
-  if constexpr (std::is_same_v<T, __half>) {
-    const __half2 rounded = __floats2half2_rn(x, y);
-    const float2 back = __half22float2(rounded);
-    high = bits(rounded);
-    low = bits(__floats2half2_rn(x - back.x, y - back.y));
-  } else {
-    high = bits(__floats2bfloat162_rn(x, y));
-    low = bits(__floats2bfloat162_rn(x - __uint_as_float(high << 16),
-                                     y - __uint_as_float(high & 0xffff0000u)));
-  }
-}
-
-template <int kHead, int kWarps>
+template <class C, int kHead, int kWarps>
 struct AttentionLayout {
-  static constexpr int kChunks = kHead / 8;                  // of 16 bytes, in a row
-  static constexpr int kTileBytes = kPositions * kHead * 2;  // keys or values
+  static constexpr int kElements = 16 / sizeof(C);      // of 16 bytes
+  static constexpr int kChunks = kHead / kElements;     // of 16 bytes, in a row
+  static constexpr int kSixteenBytes = 16 * sizeof(C);  // of 16 columns
+  static constexpr int kRowBytes = kHead * sizeof(C);
+  static constexpr int kTileBytes = kPositions * kRowBytes;  // keys or values
   static constexpr int kRowsBytes =
       kAttentionStages * kPositions * 4;  // where the rows of a tile lie
   static constexpr int kJoinedBytes = kWarps * kWarpRows * kHead * 4;
   static constexpr int kSharedBytes = 2 * kAttentionStages * kTileBytes + kRowsBytes + kJoinedBytes;
+
+  // Where a chunk of a row stands in a tile: eight rows that ldmatrix reads are in other banks.
+  __device__ static std::uint32_t at(int p, int chunk) {
+    const int swizzle = kRowBytes == 64 ? p / 2 % 4 : p % 8;
+    return p * kRowBytes + ((chunk ^ swizzle) << 4);
+  }
 };
 
-// Eight e4m3 numbers as 16-bit ones, which is exact.
-template <class T>
-__device__ inline uint4 widen_e4m3(uint2 x) {
-  uint4 out;
-  auto* const pairs = reinterpret_cast<std::uint32_t*>(&out);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const auto two = __nv_fp8x2_storage_t((i < 2 ? x.x : x.y) >> 16 * (i % 2));
-    const __half2 half(__nv_cvt_fp8x2_to_halfraw2(two, __NV_E4M3));
-    if constexpr (std::is_same_v<T, __half>) {
-      pairs[i] = reinterpret_cast<const std::uint32_t&>(half);
-    } else {
-      const float2 wide = __half22float2(half);
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(wide.x, wide.y);
-      pairs[i] = reinterpret_cast<const std::uint32_t&>(pair);
-    }
-  }
-  return out;
-}
-
-// C: the cache's elements, T or e4m3. The latter are widened on their way to shared memory, so
-// their loads are not asynchronous: other blocks hide them.
+// C: the cache's elements, T or e4m3. The latter are widened on their way from shared memory to
+// registers; columns then take other places in the products, the same in both operands.
 template <class T, class C, int kHead, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const AttentionArgs a) {
-  using L = AttentionLayout<kHead, kWarps>;
+  using L = AttentionLayout<C, kHead, kWarps>;
+  using V = weight_t<T, C>;
+  constexpr bool kWiden = !std::is_same_v<T, C>;
   constexpr int kThreads = kWarps * 32;
   extern __shared__ __align__(128) unsigned char shared[];
   auto* const rows_shared =
@@ -128,63 +66,27 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
   };
   begin_kernel();
 
-  // The block's rows.
-  const int split = int(blockIdx.x) % a.splits;
-  const int kv_head = int(blockIdx.x) / a.splits % a.cache.kv_heads;
-  // The last tiles of a prompt see most: they start first.
-  const int tile_index = a.row_tiles - 1 - int(blockIdx.x) / a.splits / a.cache.kv_heads;
-  constexpr int kBlockRows = kWarps * kWarpRows;
-  const auto first_tile = [&](int r) {
-    return int(std::int64_t(a.requests.query_start[r]) * a.group / kBlockRows) + r;
-  };
-  const int request = last_request(a.requests.count, tile_index, first_tile);
-  const int token0 = a.requests.query_start[request];
-  const int tokens = a.requests.query_start[request + 1] - token0;
-  const int row0 = (tile_index - first_tile(request)) * kBlockRows;
-  const int all_rows = tokens * a.group;
-  if (row0 >= all_rows) return;
-  const int position0 = a.requests.context_len[request] - tokens;  // of the request's first token
-  const std::int32_t* blocks = a.requests.block_table + request * a.requests.table_stride;
-
-  // Positions that some row sees.
-  const int last = position0 + (min(row0 + kBlockRows, all_rows) - 1) / a.group;
-  const int earliest = position0 + row0 / a.group;
-  int begin = a.window > 0 ? max(0, earliest - a.window + 1) : 0;
-  int end = last + 1;
+  const BlockRows b(a, kWarps * kWarpRows);
+  if (b.begin >= b.end) return;
   const bool partial = a.splits > 1;
-  if (partial) {
-    begin = max(begin, split * kSplitTokens);
-    end = min(end, (split + 1) * kSplitTokens);
-    if (begin >= end) return;
-  }
 
   // This thread's rows: lane / 4 and + 8 of its warp's 16.
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  int head[2], seen_from[2];
-  unsigned seen[2];  // positions, from seen_from
-  std::int64_t token[2];
-  bool there[2];
-  const T* query[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int row = row0 + warp * kWarpRows + lane / 4 + 8 * i;
-    there[i] = row < all_rows;
-    token[i] = token0 + (there[i] ? row / a.group : 0);
-    head[i] = kv_head * a.group + row % a.group;
-    const int position = position0 + row / a.group;
-    seen_from[i] = max(begin, a.window > 0 ? position - a.window + 1 : 0);
-    seen[i] = there[i] ? unsigned(max(0, position + 1 - seen_from[i])) : 0;
-    query[i] =
-        static_cast<const T*>(a.q) + token[i] * a.q_stride + std::int64_t(head[i]) * a.head_dim;
-  }
+  const int warp_row0 = b.row0 + warp * kWarpRows;
+  const AttentionRow rows[2] = {{a, b, warp_row0 + lane / 4}, {a, b, warp_row0 + lane / 4 + 8}};
+  const SeenByAll all(a, b, warp_row0, kWarpRows);
   std::uint32_t q[kHead / 16][4];
 #pragma unroll
   for (int k = 0; k < kHead / 16; ++k)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int column = 16 * k + 8 * (i / 2) + 2 * (lane % 4);
-      q[k][i] = there[i % 2] && column < a.head_dim
-                    ? *reinterpret_cast<const std::uint32_t*>(query[i % 2] + column)
+      const AttentionRow& r = rows[i % 2];
+      const int column =
+          kWiden ? 16 * k + 4 * (lane % 4) + 2 * (i / 2) : 16 * k + 8 * (i / 2) + 2 * (lane % 4);
+      const T* const from =
+          static_cast<const T*>(a.q) + r.token * a.q_stride + std::int64_t(r.head) * a.head_dim;
+      q[k][i] = r.there && column < a.head_dim
+                    ? *reinterpret_cast<const std::uint32_t*>(from + column)
                     : 0;
     }
 
@@ -195,7 +97,7 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
 #pragma unroll
     for (int i = 0; i < kFinds; ++i) {
       const int p = tile * kPositions + int(threadIdx.x) + i * kThreads;
-      found[i] = begin <= p && p < end ? std::int32_t(a.cache.row(blocks, kv_head, p)) : -1;
+      found[i] = b.begin <= p && p < b.end ? std::int32_t(a.cache.row(b.blocks, b.kv_head, p)) : -1;
     }
   };
   const auto keep_rows = [&](int stage) {
@@ -207,58 +109,34 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
   };
   const auto load_tile = [&](int stage) {
     const std::uint32_t k_to = tiles + stage * 2 * L::kTileBytes, v_to = k_to + L::kTileBytes;
-    constexpr bool kWiden = !std::is_same_v<T, C>;
-#pragma unroll(kWiden ? 8 : 4)
+#pragma unroll(4)
     for (int i = int(threadIdx.x); i < kPositions * L::kChunks; i += kThreads) {
       const int p = i / L::kChunks, chunk = i % L::kChunks;
       const std::int64_t row = rows_shared[stage * kPositions + p];
-      const bool load = row >= 0 && chunk * 8 < a.head_dim;
-      const int bytes = load ? 16 : 0;
-      const std::uint32_t to = p * kHead * 2 + ((chunk ^ (p & 7)) << 4);
-      const std::int64_t k_at = load ? row * a.cache.k_stride + chunk * 8 : 0;
-      const std::int64_t v_at = load ? row * a.cache.v_stride + chunk * 8 : 0;
-      const C* const k = static_cast<const C*>(a.k) + k_at;
-      const C* const v = static_cast<const C*>(a.v) + v_at;
-      if constexpr (kWiden) {
-        const auto eight = [&](const C* from) {
-          return load ? *reinterpret_cast<const uint2*>(from) : uint2{0, 0};
-        };
-        const uint2 keys = eight(k), values = eight(v);
-        ptx::store16(k_to + to, widen_e4m3<T>(keys));
-        ptx::store16(v_to + to, widen_e4m3<T>(values));
-      } else {
-        ptx::copy16(k_to + to, k, bytes);
-        ptx::copy16(v_to + to, v, bytes);
-      }
+      const bool load = row >= 0 && chunk * L::kElements < a.head_dim;
+      const std::int64_t k_at = load ? row * a.cache.k_stride + chunk * L::kElements : 0;
+      const std::int64_t v_at = load ? row * a.cache.v_stride + chunk * L::kElements : 0;
+      ptx::copy16(k_to + L::at(p, chunk), static_cast<const C*>(a.k) + k_at, load ? 16 : 0);
+      ptx::copy16(v_to + L::at(p, chunk), static_cast<const C*>(a.v) + v_at, load ? 16 : 0);
     }
   };
 
   float sum[kHead / 8][4];
-  float most[2], total[2];
+  Softmax softmax;
   const auto start_part = [&] {
 #pragma unroll
     for (int i = 0; i < kHead / 8; ++i)
 #pragma unroll
       for (int j = 0; j < 4; ++j) sum[i][j] = 0;
-    most[0] = most[1] = -INFINITY;
-    total[0] = total[1] = 0;
+    softmax.start();
   };
   float joined_most[2] = {-INFINITY, -INFINITY}, joined_total[2] = {0, 0};
   float* const joined_row = joined + (warp * kWarpRows + lane / 4) * kHead;
   bool first_part = true;
   start_part();
 
-  const int first_of_tiles = begin / kPositions, end_of_tiles = (end + kPositions - 1) / kPositions;
-  // No row of this warp, nor any missing one, needs a mask before here.
-  const int all_see = a.window > 0 || row0 + (warp + 1) * kWarpRows > all_rows
-                          ? 0
-                          : position0 + (row0 + warp * kWarpRows) / a.group + 1;
-  // The first row sees positions before, the last one from here.
-  const int first_end = position0 + (row0 + warp * kWarpRows) / a.group + 1;
-  const int last_from =
-      a.window > 0
-          ? position0 + (min(row0 + (warp + 1) * kWarpRows, all_rows) - 1) / a.group - a.window + 1
-          : 0;
+  const int first_of_tiles = b.begin / kPositions;
+  const int end_of_tiles = (b.end + kPositions - 1) / kPositions;
   find_rows(first_of_tiles);
   keep_rows(0);
   find_rows(first_of_tiles + 1);
@@ -286,13 +164,16 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
 
     // Scores: [16 rows, 64 positions]. Keys of the next 16 columns load during the products.
     float s[kPositions / 8][4] = {};
-    std::uint32_t keys[2][kPositions / 16][4];
+    constexpr int kKeyLoads = kPositions * L::kSixteenBytes / 512;
+    std::uint32_t keys[2][kKeyLoads][4];
     const auto load_keys = [&](int k) {
 #pragma unroll
-      for (int n = 0; n < kPositions / 16; ++n) {
-        // Matrices: positions 0-7 and 8-15 of 16, each with both halves of 16 columns.
-        const int p = 16 * n + 8 * (lane / 16) + lane % 8, chunk = 2 * k + lane / 8 % 2;
-        ptx::load_matrices(keys[k % 2][n], k_tile + p * kHead * 2 + ((chunk ^ (p & 7)) << 4));
+      for (int n = 0; n < kKeyLoads; ++n) {
+        // Matrices: positions 0-7 and 8-15 of 16, each with both halves of 16 columns; of e4m3 16
+        // columns are 16 bytes: four times 8 positions.
+        const int p = kWiden ? 32 * n + lane : 16 * n + 8 * (lane / 16) + lane % 8;
+        const int chunk = kWiden ? k : 2 * k + lane / 8 % 2;
+        ptx::load_matrices(keys[k % 2][n], k_tile + L::at(p, chunk));
       }
     };
     load_keys(0);
@@ -300,50 +181,28 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
     for (int k = 0; k < kHead / 16; ++k) {
       if (k + 1 < kHead / 16) load_keys(k + 1);
 #pragma unroll
-      for (int n = 0; n < kPositions / 16; ++n) {
-        const auto& b = keys[k % 2][n];
-        ptx::mma<T>(s[2 * n], q[k], b[0], b[1]);
-        ptx::mma<T>(s[2 * n + 1], q[k], b[2], b[3]);
+      for (int n = 0; n < kPositions / 8; ++n) {
+        if constexpr (kWiden) {
+          const std::uint32_t four = keys[k % 2][n / 4][n % 4];
+          ptx::mma<T>(s[n], q[k], widen_e4m3<T>(four & 0xffff), widen_e4m3<T>(four >> 16));
+        } else {
+          const auto& b = keys[k % 2][n / 2];
+          ptx::mma<T>(s[n], q[k], b[2 * (n % 2)], b[2 * (n % 2) + 1]);
+        }
       }
     }
 
     // Softmax weights; a tile that a row does not see changes nothing of it.
-    float tile_most[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-    for (int n = 0; n < kPositions / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) s[n][i] *= a.scale_log2;
-    if (tile * kPositions < begin || (tile + 1) * kPositions > all_see) {
+    const int p0 = tile * kPositions;
+    if (p0 < b.begin || all.hides(p0, p0 + kPositions) || warp_row0 + kWarpRows > b.all_rows) {
 #pragma unroll
       for (int n = 0; n < kPositions / 8; ++n)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int p = tile * kPositions + 8 * n + 2 * (lane % 4) + i % 2;
-          s[n][i] = unsigned(p - seen_from[i / 2]) < seen[i / 2] ? s[n][i] : -INFINITY;
-        }
+        for (int i = 0; i < 4; ++i)
+          if (!rows[i / 2].sees(p0 + 8 * n + 2 * (lane % 4) + i % 2)) s[n][i] = -INFINITY;
     }
-#pragma unroll
-    for (int n = 0; n < kPositions / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) tile_most[i / 2] = fmaxf(tile_most[i / 2], s[n][i]);
-    float keep[2], reference[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      for (int d = 1; d < 4; d *= 2)
-        tile_most[i] = fmaxf(tile_most[i], __shfl_xor_sync(~0u, tile_most[i], d));
-      const float new_most = fmaxf(most[i], tile_most[i]);
-      reference[i] = new_most == -INFINITY ? 0 : new_most;
-      keep[i] = ptx::exp2(most[i] - reference[i]);
-      most[i] = new_most;
-      total[i] *= keep[i];
-    }
-#pragma unroll
-    for (int n = 0; n < kPositions / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        s[n][i] = ptx::exp2(s[n][i] - reference[i / 2]);
-        total[i / 2] += s[n][i];
-      }
+    float keep[2];
+    softmax.step(reinterpret_cast<float(&)[kPositions / 2]>(s), a.scale_log2, keep);
 #pragma unroll
     for (int n = 0; n < kHead / 8; ++n)
 #pragma unroll
@@ -353,31 +212,42 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
     // neighbouring products no two have one sum. A weight of 0 does not keep NaN and infinity out:
     // with kOdd, those values count as 0, and make NaN of the sums of the rows that do see them.
     constexpr int kSteps = kHead / 32;
-    std::uint32_t values[2][2][4];
+    constexpr int kValueLoads = kWiden ? 1 : 2;
+    std::uint32_t values[2][kValueLoads][4];
     const auto load_values = [&](int step) {
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        // Matrices: positions 0-7 and 8-15 of 16, of 8 columns and then of the next 8.
+      for (int n = 0; n < kValueLoads; ++n) {
+        // Matrices: positions 0-7 and 8-15 of 16, of 8 columns and then of the next 8; of e4m3, of
+        // 8 pairs of columns and then of the next 8.
         const int p = 16 * (step / kSteps) + lane % 16;
-        const int chunk = 4 * (step % kSteps) + 2 * n + lane / 16;
-        ptx::load_matrices_transposed(values[step % 2][n],
-                                      v_tile + p * kHead * 2 + ((chunk ^ (p & 7)) << 4));
+        const int chunk =
+            kWiden ? 2 * (step % kSteps) + lane / 16 : 4 * (step % kSteps) + 2 * n + lane / 16;
+        ptx::load_matrices_transposed(values[step % 2][n], v_tile + L::at(p, chunk));
+      }
+    };
+    // The fragment of values for column group i of 4, from either half of 16 positions. Of e4m3,
+    // groups 0 and 2 are the even columns of 16, 1 and 3 the odd ones: a word has two columns of
+    // one position and then of the next.
+    const auto fragment = [&](int step, int i, int half) {
+      if constexpr (kWiden) {
+        const std::uint32_t word = values[step % 2][0][2 * (i / 2) + half];
+        return widen_e4m3<V>(__byte_perm(word, 0, i % 2 ? 0x4431 : 0x4420) & 0xffff);
+      } else {
+        return values[step % 2][i / 2][2 * (i % 2) + half];
       }
     };
     const auto add_products = [&]<bool kOdd>() {
       load_values(0);
 #pragma unroll
       for (int k = 0; k < kPositions / 16; ++k) {
-        std::uint32_t high[4], low[4], sees[4];
+        std::uint32_t weights[4], sees[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float x = s[2 * k + i / 2][2 * (i % 2)], y = s[2 * k + i / 2][2 * (i % 2) + 1];
-          split_pair<T>(x, y, high[i], low[i]);
+          const float* const pair = &s[2 * k + i / 2][2 * (i % 2)];
+          weights[i] = rounded_pair<V>(pair[0], pair[1]);
           if constexpr (kOdd) {
-            const int p = tile * kPositions + 16 * k + 8 * (i / 2) + 2 * (lane % 4);
-            const auto one = [&](int q) {
-              return unsigned(q - seen_from[i % 2]) < seen[i % 2] ? Bits<T>::kOne : 0;
-            };
+            const int p = p0 + 16 * k + 8 * (i / 2) + 2 * (lane % 4);
+            const auto one = [&](int q) { return rows[i % 2].sees(q) ? Bits<V>::kOne : 0; };
             sees[i] = one(p) | one(p + 1) << 16;
           }
         }
@@ -385,46 +255,34 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
         for (int n = 0; n < kSteps; ++n) {
           const int step = k * kSteps + n;
           if (step + 1 < kSteps * kPositions / 16) load_values(step + 1);
-          auto& b = values[step % 2];
-          if constexpr (kOdd) {
-            std::uint32_t odd[2][4];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-              const std::uint32_t mask = Bits<T>::not_finite(b[i / 4][i % 4]);
-              odd[i / 4][i % 4] = mask & (Bits<T>::kOne * 0x10001u);
-              b[i / 4][i % 4] &= ~mask;
-            }
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
+          for (int i = 0; i < 4; ++i) {
+            std::uint32_t b0 = fragment(step, i, 0), b1 = fragment(step, i, 1);
+            if constexpr (kOdd) {
+              const std::uint32_t mask0 = Bits<V>::not_finite(b0), mask1 = Bits<V>::not_finite(b1);
+              constexpr std::uint32_t kOnes = Bits<V>::kOne * 0x10001u;
               float seen_odd[4] = {};
-              ptx::mma<T>(seen_odd, sees, odd[i / 2][2 * (i % 2)], odd[i / 2][2 * (i % 2) + 1]);
+              ptx::mma<V>(seen_odd, sees, mask0 & kOnes, mask1 & kOnes);
 #pragma unroll
               for (int j = 0; j < 4; ++j)
                 if (seen_odd[j] > 0) sum[4 * n + i][j] = NAN;
+              b0 &= ~mask0;
+              b1 &= ~mask1;
             }
+            ptx::mma<V>(sum[4 * n + i], weights, b0, b1);
           }
-          const auto add = [&](const std::uint32_t(&weights)[4]) {
-            ptx::mma<T>(sum[4 * n], weights, b[0][0], b[0][1]);
-            ptx::mma<T>(sum[4 * n + 1], weights, b[0][2], b[0][3]);
-            ptx::mma<T>(sum[4 * n + 2], weights, b[1][0], b[1][1]);
-            ptx::mma<T>(sum[4 * n + 3], weights, b[1][2], b[1][3]);
-          };
-          add(high);
-          add(low);
         }
       }
     };
-    // Whether some row of this warp does not see a position whose values are loaded.
-    const bool hidden = min(end, (tile + 1) * kPositions) > first_end ||
-                        (a.window > 0 && max(begin, tile * kPositions) < last_from);
+    // If some row of this warp does not see a position whose values are loaded.
     bool odd = false;
-    if (hidden) {
+    if (all.hides(max(b.begin, p0), min(b.end, p0 + kPositions))) {
       const auto* const words =
           reinterpret_cast<const uint4*>(shared + stage * 2 * L::kTileBytes + L::kTileBytes);
       for (int i = lane; i < L::kTileBytes / 16; i += 32) {
         const uint4 w = words[i];
-        odd |= (Bits<T>::not_finite(w.x) | Bits<T>::not_finite(w.y) | Bits<T>::not_finite(w.z) |
-                Bits<T>::not_finite(w.w)) != 0;
+        odd |= (Bits<C>::not_finite(w.x) | Bits<C>::not_finite(w.y) | Bits<C>::not_finite(w.z) |
+                Bits<C>::not_finite(w.w)) != 0;
       }
       odd = __any_sync(~0u, odd);
     }
@@ -436,11 +294,9 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
     // A part ends: it joins those before it.
     const bool part_ends = !more || (tile + 1) % (kSplitTokens / kPositions) == 0;
     if (part_ends) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        for (int d = 1; d < 4; d *= 2) total[i] += __shfl_xor_sync(~0u, total[i], d);
+      softmax.add_up_totals();
       if (!partial) {
-        const Join join[2] = {{joined_most[0], most[0]}, {joined_most[1], most[1]}};
+        const Join join[2] = {{joined_most[0], softmax.most[0]}, {joined_most[1], softmax.most[1]}};
 #pragma unroll
         for (int n = 0; n < kHead / 8; ++n)
 #pragma unroll
@@ -453,7 +309,7 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
           }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          joined_total[i] = join[i](joined_total[i], total[i]);
+          joined_total[i] = join[i](joined_total[i], softmax.total[i]);
           joined_most[i] = join[i].most;
         }
         first_part = false;
@@ -463,34 +319,32 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
     keep_rows(stage);  // read after the next synchronisation
   }
 
+  // The column of a head that sum[n][j] is of.
+  const auto column_of = [&](int n, int j) {
+    return kWiden ? 16 * (n / 2) + 4 * (lane % 4) + 2 * (j % 2) + n % 2
+                  : 8 * n + 2 * (lane % 4) + j % 2;
+  };
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    if (!there[i]) continue;
-    if (partial) {
-      const std::int64_t part = (token[i] * a.heads + head[i]) * a.splits + split;
-      if (lane % 4 == 0) {
-        a.totals[2 * part] = most[i];
-        a.totals[2 * part + 1] = total[i];
-      }
-#pragma unroll
-      for (int n = 0; n < kHead / 8; ++n) {
-        const int column = 8 * n + 2 * (lane % 4);
-        if (column < a.head_dim)
-          *reinterpret_cast<float2*>(a.sums + part * a.head_dim + column) =
-              make_float2(sum[n][2 * i], sum[n][2 * i + 1]);
-      }
-    } else {
-      T* const y =
-          static_cast<T*>(a.y) + token[i] * a.y_stride + std::int64_t(head[i]) * a.head_dim;
-#pragma unroll
-      for (int n = 0; n < kHead / 8; ++n) {
-        const int column = 8 * n + 2 * (lane % 4);
-        if (column < a.head_dim) {
-          y[column] = rounded_to<T>(__fdiv_rn(sum[n][2 * i], joined_total[i]));
-          y[column + 1] = rounded_to<T>(__fdiv_rn(sum[n][2 * i + 1], joined_total[i]));
-        }
-      }
+    if (!rows[i].there) continue;
+    const std::int64_t part = (rows[i].token * a.heads + rows[i].head) * a.splits + b.split;
+    T* const y =
+        static_cast<T*>(a.y) + rows[i].token * a.y_stride + std::int64_t(rows[i].head) * a.head_dim;
+    if (partial && lane % 4 == 0) {
+      a.totals[2 * part] = softmax.most[i];
+      a.totals[2 * part + 1] = softmax.total[i];
     }
+#pragma unroll
+    for (int n = 0; n < kHead / 8; ++n)
+#pragma unroll
+      for (int j = 2 * i; j < 2 * i + 2; ++j) {
+        const int column = column_of(n, j);
+        if (column >= a.head_dim) continue;
+        if (partial)
+          a.sums[part * a.head_dim + column] = sum[n][j];
+        else
+          y[column] = rounded_to<T>(__fdiv_rn(sum[n][j], joined_total[i]));
+      }
   }
 }
 
@@ -525,7 +379,7 @@ void start_attention(cudaStream_t stream, const AttentionArgs& args) {
   launch(stream,
          {.blocks = std::int64_t(args.row_tiles) * args.cache.kv_heads * args.splits,
           .threads = kWarps * 32,
-          .shared_bytes = AttentionLayout<kHead, kWarps>::kSharedBytes},
+          .shared_bytes = AttentionLayout<C, kHead, kWarps>::kSharedBytes},
          attention_mma_kernel<T, C, kHead, kWarps>, args);
 }
 

@@ -28,5 +28,9 @@ void attention_mma_bf16(cudaStream_t, const AttentionArgs&, int warps);
 void attention_mma_f16(cudaStream_t, const AttentionArgs&, int warps);
 void attention_mma_bf16_e4m3(cudaStream_t, const AttentionArgs&, int warps);
 void attention_mma_f16_e4m3(cudaStream_t, const AttentionArgs&, int warps);
+void attention_wgmma_bf16(cudaStream_t, const AttentionArgs&);
+void attention_wgmma_f16(cudaStream_t, const AttentionArgs&);
+void attention_wgmma_bf16_e4m3(cudaStream_t, const AttentionArgs&);
+void attention_wgmma_f16_e4m3(cudaStream_t, const AttentionArgs&);
 
 }  // namespace ostro::cuda

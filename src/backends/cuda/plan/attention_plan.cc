@@ -29,6 +29,10 @@ AttentionPlan plan_attention(const AttentionShape& s, int processors) {
   const std::int64_t splits = ceil_div<std::int64_t>(s.context, kSplitTokens);
   if (splits > 1 && blocks < wanted && s.tokens * s.heads * splits <= kMostParts)
     plan.splits = int(splits);
+  if (s.wgmma && plan.warps == kManyWarps && plan.splits == 1) {
+    plan.wgmma = true;
+    plan.row_tiles = rows / kWgmmaRows + s.requests;
+  }
   return plan;
 }
 

@@ -13,15 +13,20 @@ inline constexpr int kSplitTokens = 256;
 // key head stand together.
 inline constexpr int kWarpRows = 16;
 
+// Query rows of a block of attention_wgmma.cuh.
+inline constexpr int kWgmmaRows = 128;
+
 struct AttentionPlan {
   int warps = 1;               // of a block; each has kWarpRows rows, all share keys and values
   std::int64_t row_tiles = 0;  // at most so many for each key head
+  bool wgmma = false;          // two warpgroups a block, kWgmmaRows rows
   int splits = 1;              // a block each, joined by a second kernel; 1: a block does all
 };
 
 struct AttentionShape {
   std::int64_t tokens, requests, heads, kv_heads;
   std::int64_t context;  // no request is longer
+  bool wgmma = false;    // whether attention_wgmma.cuh has a kernel for it
 };
 
 // `processors`: of the device.

@@ -18,6 +18,10 @@ __device__ inline void barrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+__device__ inline void barrier_arrive(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 // At the barrier that stands at the same place in block `rank` of the cluster. What it orders is
 // what this thread's wgmma has read and bulk copies write next; ordinary stores would need the
 // cluster's scope, whose fences reach as far as L2.
@@ -38,6 +42,9 @@ __device__ inline void barrier_arrive_expect(std::uint32_t barrier, int bytes) {
 // Until the phase of that parity is complete.
 __device__ inline void barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
   std::uint32_t done;
+#ifdef OSTRO_BOUNDED_WAITS
+  const long long start = clock64();
+#endif
   do {
     asm volatile(
         "{ .reg .pred done;"
@@ -46,6 +53,9 @@ __device__ inline void barrier_wait(std::uint32_t barrier, std::uint32_t parity)
         : "=r"(done)
         : "r"(barrier), "r"(parity)
         : "memory");
+#ifdef OSTRO_BOUNDED_WAITS
+    if (clock64() - start > 2000000000ll) __trap();
+#endif
   } while (!done);
 }
 

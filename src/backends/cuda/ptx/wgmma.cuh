@@ -1,5 +1,5 @@
-// Matrix products of one warpgroup, m64nN and 32 bytes of K, with f32 sums, both operands in shared
-// memory (PTX ISA, "wgmma"; needs sm_90a).
+// Matrix products of one warpgroup, m64nN and 32 bytes of K, with f32 sums: b in shared memory, a
+// there or in registers (PTX ISA, "wgmma"; needs sm_90a).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,6 +7,7 @@
 #include <cuda_fp8.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace ostro::cuda::ptx {
 
@@ -18,6 +19,28 @@ __device__ inline std::uint64_t swizzled_tile(std::uint32_t address) {
   constexpr std::uint64_t kSwizzle128 = 1;
   return std::uint64_t((address & 0x3ffff) >> 4) | std::uint64_t{1} << 16 | kEightRows << 32 |
          kSwizzle128 << 62;
+}
+
+// b stored as [K, N]: rows of 64 elements, 128 bytes, swizzled alike; the next 64 of N begin `next`
+// bytes later. + 128 in the descriptor moves 16 rows along K. N 64 needs no `next`.
+__device__ inline std::uint64_t swizzled_transposed(std::uint32_t address, int next) {
+  constexpr std::uint64_t kEightRows = 1024 >> 4, kSwizzle128 = 1;
+  return std::uint64_t((address & 0x3ffff) >> 4) | std::uint64_t(next >> 4) << 16 |
+         kEightRows << 32 | kSwizzle128 << 62;
+}
+
+// The compiler may neither move uses of x before here, nor give its registers away until here: a
+// wgmma reads and writes them while it runs.
+template <class X>
+__device__ inline void hold_registers(X& x) {
+  if constexpr (std::is_array_v<X>) {
+#pragma unroll
+    for (int i = 0; i < int(std::extent_v<X>); ++i) hold_registers(x[i]);
+  } else if constexpr (std::is_same_v<X, float>) {
+    asm volatile("" : "+f"(x)::"memory");
+  } else {
+    asm volatile("" : "+r"(x)::"memory");
+  }
 }
 
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -90,6 +113,44 @@ OSTRO_WGMMA_16(256,
                "%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127",
                "%128", "%129", OSTRO_64(0), OSTRO_64(64))
 
+// d = a b, or d += a b: a [64, 16] in registers, b [16, N], stored so if kTransposed, else as
+// [N, 16]. a as in mma.cuh: rows 16 (t / 32) + t % 32 / 4 and + 8, columns 2 (t % 4) and + 8.
+template <class T, int N>
+struct WgmmaRegisters;
+
+#define OSTRO_WGMMA_REGISTERS_OF(T, N, TYPES, SUMS, A, B, ADD, TRANSPOSED, ...)                 \
+  template <>                                                                                   \
+  struct WgmmaRegisters<T, N> {                                                                 \
+    template <bool kTransposed>                                                                 \
+    static __device__ void run(float (&d)[N / 2], const std::uint32_t (&a)[4], std::uint64_t b, \
+                               bool add) {                                                      \
+      asm volatile("{ .reg .pred add; setp.ne.b32 add, " ADD                                    \
+                   ", 0;"                                                                       \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPES " {" SUMS "}, {" A   \
+                   "}, " B ", add, 1, 1, " TRANSPOSED "; }"                                     \
+                   : __VA_ARGS__                                                                \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)),         \
+                     "n"(int(kTransposed)));                                                    \
+    }                                                                                           \
+  };
+#define OSTRO_WGMMA_REGISTERS(N, SUMS, A, B, ADD, TRANSPOSED, ...)                     \
+  OSTRO_WGMMA_REGISTERS_OF(__nv_bfloat16, N, "bf16.bf16", SUMS, A, B, ADD, TRANSPOSED, \
+                           __VA_ARGS__)                                                \
+  OSTRO_WGMMA_REGISTERS_OF(__half, N, "f16.f16", SUMS, A, B, ADD, TRANSPOSED, __VA_ARGS__)
+
+OSTRO_WGMMA_REGISTERS(
+    64,
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,"
+    "%22,%23,%24,%25,%26,%27,%28,%29,%30,%31",
+    "%32,%33,%34,%35", "%36", "%37", "%38", OSTRO_16(0), OSTRO_16(16))
+OSTRO_WGMMA_REGISTERS(
+    128,
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,"
+    "%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,"
+    "%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,"
+    "%60,%61,%62,%63",
+    "%64,%65,%66,%67", "%68", "%69", "%70", OSTRO_64(0))
+
 #undef OSTRO_64
 #undef OSTRO_16
 #undef OSTRO_4
@@ -98,5 +159,7 @@ OSTRO_WGMMA_16(256,
 #undef OSTRO_WGMMA_16
 #undef OSTRO_WGMMA_OF
 #undef OSTRO_WGMMA_CALL
+#undef OSTRO_WGMMA_REGISTERS
+#undef OSTRO_WGMMA_REGISTERS_OF
 
 }  // namespace ostro::cuda::ptx

@@ -1,0 +1,10 @@
+// attention_wgmma.cuh for bf16 activations on an e4m3 cache.
+#include "backends/cuda/kernels/attention_wgmma.cuh"
+
+namespace ostro::cuda {
+
+void attention_wgmma_bf16_e4m3(cudaStream_t stream, const AttentionArgs& args) {
+  attention_wgmma_of<device_t<bf16>, device_t<f8e4m3>>(stream, args);
+}
+
+}  // namespace ostro::cuda
