@@ -63,8 +63,10 @@ void dense(cudaStream_t stream, int processors, const View& x, const quant::Weig
   const bool tensor_cores = tensor_cores_take(x, w.data.dtype, aligned(w) && (!up || aligned(*up)));
   Gemm g{};
   g.swiglu = up != nullptr;
-  g.token_tile =
-      tensor_cores ? dense_tile(x.rows, w.n(), false, g.swiglu, processors) : kSimpleTokenTile;
+  g.token_tile = !tensor_cores ? kSimpleTokenTile
+                 : is_integer(w.data.dtype)
+                     ? integer_tile(x.rows)
+                     : dense_tile(x.rows, w.n(), false, g.swiglu, processors);
   set_input(g.args, x);
   set_dense(g.args, w, up, x.rows, g.token_tile);
   set_output(g.args, y);
@@ -235,9 +237,10 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   if (slots == 0) return;
   const bool tensor_cores = !e4m3 && tensor_cores_take(op.x, weight_type, all_aligned);
   Gemm g{};
-  g.token_tile = (e4m3 ? all_aligned : tensor_cores) ? expert_tile(tokens, experts)
-                 : e4m3                              ? kUnalignedE4m3Tile
-                                                     : kSimpleTokenTile;
+  const bool tiled = e4m3 ? all_aligned : tensor_cores;
+  g.token_tile = !tiled                    ? e4m3 ? kUnalignedE4m3Tile : kSimpleTokenTile
+                 : is_integer(weight_type) ? integer_tile(tokens)
+                                           : expert_tile(tokens, experts);
   const bool tma = g.token_tile == kTmaTile;
   g.x_type = op.x.dtype;
   g.w_type = weight_type;

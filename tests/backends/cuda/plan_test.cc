@@ -43,6 +43,13 @@ TEST(ExpertTile, IsThatOfPromptsForFewExperts) {
   EXPECT_EQ(expert_tile(100000, kMostTmaExperts + 1), kLargestTileWithoutTma);
 }
 
+TEST(IntegerTile, IsTheSmallestThatHoldsTheTokens) {
+  EXPECT_EQ(integer_tile(1), 8);
+  EXPECT_EQ(integer_tile(9), 16);
+  EXPECT_EQ(integer_tile(33), 64);
+  EXPECT_EQ(integer_tile(5000), kLargestTileWithoutTma);
+}
+
 // The most tiles over every way to spread `slots` over `experts`.
 std::int64_t most_by_search(std::int64_t slots, std::int64_t experts, std::int64_t tile) {
   if (experts == 1) return ceil_div(slots, tile);

@@ -10,8 +10,9 @@ void gemm_tma_e4m3(cudaStream_t, const Gemm&, const HostWeights&, int processors
 
 bool tensor_cores_take(const View& x, DType weight_type, bool weights_aligned) {
   constexpr std::uintptr_t kAlign = 16;
-  return (x.dtype == DType::bf16 || x.dtype == DType::f16) && weight_type == x.dtype &&
-         weights_aligned && reinterpret_cast<std::uintptr_t>(x.data) % kAlign == 0 &&
+  return (x.dtype == DType::bf16 || x.dtype == DType::f16) &&
+         (weight_type == x.dtype || is_integer(weight_type)) && weights_aligned &&
+         reinterpret_cast<std::uintptr_t>(x.data) % kAlign == 0 &&
          (x.rows <= 1 || std::uintptr_t(x.row_stride) * size_of(x.dtype) % kAlign == 0);
 }
 

@@ -56,8 +56,8 @@ struct Gemm {
   int token_tile = 0;  // rows of a tile
 };
 
-// True if the tensor-core kernel can take it: 16-bit x and w of one type, rows that start at 16
-// bytes. The weights' alignment is the caller's to know.
+// True if a tensor-core kernel can take it: 16-bit x, w of its type or integers, rows that start at
+// 16 bytes. The weights' alignment is the caller's to know.
 bool tensor_cores_take(const View& x, DType weight_type, bool weights_aligned);
 
 // bf16 and f16 by wgmma, sums in f32: token_tile is one of kTokenTiles, but for kTmaTile.
@@ -74,12 +74,23 @@ struct HostWeights {
 // of `host`, not of `args`: aligned and of at most kMostTmaExperts experts. The grid is for a
 // device of `processors` multiprocessors.
 void gemm_tma(cudaStream_t, const Gemm&, const HostWeights& host, int processors);
+// int8 and int4 (u8) weights with 16-bit x: token_tile is one of kTokenTiles up to
+// kLargestTileWithoutTma. Weight rows start at 16 bytes.
+void gemm_int8(cudaStream_t, const Gemm&);
+void gemm_int4(cudaStream_t, const Gemm&);
 // Any of the float types, and integer weights, sums in f32 by fused multiply-adds: token_tile is
 // kSimpleTokenTile.
 void gemm_simple(cudaStream_t, const Gemm&);
 
+inline bool is_integer(DType weights) { return weights == DType::i8 || weights == DType::u8; }
+
 inline void gemm(cudaStream_t stream, const Gemm& g, bool tensor_cores) {
-  tensor_cores ? gemm_wgmma(stream, g) : gemm_simple(stream, g);
+  if (!tensor_cores)
+    gemm_simple(stream, g);
+  else if (is_integer(g.w_type))
+    g.w_type == DType::i8 ? gemm_int8(stream, g) : gemm_int4(stream, g);
+  else
+    gemm_wgmma(stream, g);
 }
 
 }  // namespace ostro::cuda

@@ -40,6 +40,10 @@ int expert_tile(std::int64_t tokens, std::int64_t experts) {
   return experts <= kMostTmaExperts ? tile : std::min(tile, kLargestTileWithoutTma);
 }
 
+int integer_tile(std::int64_t tokens) {
+  return std::min(*smallest_that_holds(tokens), kLargestTileWithoutTma);
+}
+
 std::int64_t most_tiles(std::int64_t slots, std::int64_t experts, int token_tile) {
   if (slots <= experts) return slots;
   // One row in the last tile of each expert, and the rest in full tiles.

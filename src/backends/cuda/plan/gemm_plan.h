@@ -37,6 +37,8 @@ int dense_tile(std::int64_t tokens, std::int64_t n, bool e4m3, bool swiglu, int 
 // read twice when it does; a tile costs shared memory, not time: rows that are not there are
 // neither loaded nor stored.
 int expert_tile(std::int64_t tokens, std::int64_t experts);
+// Of integer weights, routed or not.
+int integer_tile(std::int64_t tokens);
 
 // No routing of `slots` rows to `experts` makes more tiles: each expert has at most one that is not
 // full.
