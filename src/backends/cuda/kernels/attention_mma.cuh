@@ -38,9 +38,15 @@ struct AttentionLayout {
   static constexpr int kSharedBytes = 2 * kAttentionStages * kTileBytes + kRowsBytes + kJoinedBytes;
 
   // Where a chunk of a row stands in a tile: eight rows that ldmatrix reads are in other banks.
-  __device__ static std::uint32_t at(int p, int chunk) {
-    const int swizzle = kRowBytes == 64 ? p / 2 % 4 : p % 8;
+  __device__ static std::uint32_t at(unsigned p, unsigned chunk) {
+    const unsigned swizzle = kRowBytes == 64 ? p / 2 % 4 : p % 8;
     return p * kRowBytes + ((chunk ^ swizzle) << 4);
+  }
+  // The address `positions` (a multiple of 8) and `chunks` (bits that its own chunk lacks) after
+  // one of at() in a tile, which stands at a multiple of kRowBytes. Of the sum of a tile and at()
+  // the compiler keeps every at() in a register through the loop; here there is none to keep.
+  __device__ static std::uint32_t further(std::uint32_t address, int positions, int chunks) {
+    return (address ^ chunks << 4) + positions * kRowBytes;
   }
 };
 
@@ -52,7 +58,7 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
   using V = weight_t<T, C>;
   constexpr bool kWiden = !std::is_same_v<T, C>;
   constexpr int kThreads = kWarps * 32;
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(1024) unsigned char shared[];  // L::further needs kRowBytes
   auto* const rows_shared =
       reinterpret_cast<std::int32_t*>(shared + 2 * kAttentionStages * L::kTileBytes);
   auto* const joined =
@@ -107,17 +113,30 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
       if (at < kPositions) rows_shared[stage * kPositions + at] = found[i];
     }
   };
+  // A thread copies the same chunk of every kStep-th position.
+  constexpr int kStep = kThreads / L::kChunks;
+  const int chunk = int(threadIdx.x % L::kChunks), first_copied = int(threadIdx.x / L::kChunks);
+  const bool in_head = chunk * L::kElements < a.head_dim;
   const auto load_tile = [&](int stage) {
     const std::uint32_t k_to = tiles + stage * 2 * L::kTileBytes, v_to = k_to + L::kTileBytes;
-#pragma unroll(4)
-    for (int i = int(threadIdx.x); i < kPositions * L::kChunks; i += kThreads) {
-      const int p = i / L::kChunks, chunk = i % L::kChunks;
-      const std::int64_t row = rows_shared[stage * kPositions + p];
-      const bool load = row >= 0 && chunk * L::kElements < a.head_dim;
-      const std::int64_t k_at = load ? row * a.cache.k_stride + chunk * L::kElements : 0;
-      const std::int64_t v_at = load ? row * a.cache.v_stride + chunk * L::kElements : 0;
-      ptx::copy16(k_to + L::at(p, chunk), static_cast<const C*>(a.k) + k_at, load ? 16 : 0);
-      ptx::copy16(v_to + L::at(p, chunk), static_cast<const C*>(a.v) + v_at, load ? 16 : 0);
+    const C* const k = static_cast<const C*>(a.k) + (in_head ? chunk * L::kElements : 0);
+    const C* const v = static_cast<const C*>(a.v) + (in_head ? chunk * L::kElements : 0);
+    // Rows that are read before their copies start: reads do not pass a copy.
+    constexpr int kAtOnce = kPositions / kStep < 4 ? kPositions / kStep : 4;
+#pragma unroll 1
+    for (int p0 = first_copied; p0 < kPositions; p0 += kAtOnce * kStep) {
+      int cache_rows[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        cache_rows[i] = rows_shared[stage * kPositions + p0 + i * kStep];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const std::uint32_t to = L::at(p0 + i * kStep, chunk);
+        const int bytes = in_head && cache_rows[i] >= 0 ? 16 : 0;
+        const std::int64_t row = max(cache_rows[i], 0);
+        ptx::copy16(k_to + to, k + row * a.cache.k_stride, bytes);
+        ptx::copy16(v_to + to, v + row * a.cache.v_stride, bytes);
+      }
     }
   };
 
@@ -166,15 +185,15 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
     float s[kPositions / 8][4] = {};
     constexpr int kKeyLoads = kPositions * L::kSixteenBytes / 512;
     std::uint32_t keys[2][kKeyLoads][4];
+    // Matrices: positions 0-7 and 8-15 of 16, each with both halves of 16 columns; of e4m3 16
+    // columns are 16 bytes: four times 8 positions.
+    const std::uint32_t keys_at =
+        k_tile + (kWiden ? L::at(lane, 0) : L::at(8 * (lane / 16) + lane % 8, lane / 8 % 2));
     const auto load_keys = [&](int k) {
 #pragma unroll
-      for (int n = 0; n < kKeyLoads; ++n) {
-        // Matrices: positions 0-7 and 8-15 of 16, each with both halves of 16 columns; of e4m3 16
-        // columns are 16 bytes: four times 8 positions.
-        const int p = kWiden ? 32 * n + lane : 16 * n + 8 * (lane / 16) + lane % 8;
-        const int chunk = kWiden ? k : 2 * k + lane / 8 % 2;
-        ptx::load_matrices(keys[k % 2][n], k_tile + L::at(p, chunk));
-      }
+      for (int n = 0; n < kKeyLoads; ++n)
+        ptx::load_matrices(keys[k % 2][n],
+                           L::further(keys_at, (kWiden ? 32 : 16) * n, kWiden ? k : 2 * k));
     };
     load_keys(0);
 #pragma unroll
@@ -192,9 +211,10 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
       }
     }
 
-    // Softmax weights; a tile that a row does not see changes nothing of it.
+    // Softmax weights; a tile that a row does not see changes nothing of it. Missing rows,
+    // most of a warp when decoding, may have any weights: no row is of another's product.
     const int p0 = tile * kPositions;
-    if (p0 < b.begin || all.hides(p0, p0 + kPositions) || warp_row0 + kWarpRows > b.all_rows) {
+    if (p0 < b.begin || all.hides(p0, p0 + kPositions)) {
 #pragma unroll
       for (int n = 0; n < kPositions / 8; ++n)
 #pragma unroll
@@ -209,72 +229,91 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
       for (int i = 0; i < 4; ++i) sum[n][i] *= keep[i / 2];
 
     // sum += weights * values, 32 columns at a time; the next values load during the products. Of
-    // neighbouring products no two have one sum. A weight of 0 does not keep NaN and infinity out:
-    // with kOdd, those values count as 0, and make NaN of the sums of the rows that do see them.
+    // neighbouring products no two have one sum.
     constexpr int kSteps = kHead / 32;
     constexpr int kValueLoads = kWiden ? 1 : 2;
-    std::uint32_t values[2][kValueLoads][4];
-    const auto load_values = [&](int step) {
+    using Values = std::uint32_t[kValueLoads][4];
+    // Matrices: positions 0-7 and 8-15 of 16, of 8 columns and then of the next 8; of e4m3, of 8
+    // pairs of columns and then of the next 8.
+    const std::uint32_t values_at = v_tile + L::at(lane % 16, lane / 16);
+    const auto load_values = [&](Values& values, int k, int step) {
 #pragma unroll
-      for (int n = 0; n < kValueLoads; ++n) {
-        // Matrices: positions 0-7 and 8-15 of 16, of 8 columns and then of the next 8; of e4m3, of
-        // 8 pairs of columns and then of the next 8.
-        const int p = 16 * (step / kSteps) + lane % 16;
-        const int chunk =
-            kWiden ? 2 * (step % kSteps) + lane / 16 : 4 * (step % kSteps) + 2 * n + lane / 16;
-        ptx::load_matrices_transposed(values[step % 2][n], v_tile + L::at(p, chunk));
-      }
+      for (int n = 0; n < kValueLoads; ++n)
+        ptx::load_matrices_transposed(values[n],
+                                      L::further(values_at, 16 * k, 2 * (kValueLoads * step + n)));
     };
     // The fragment of values for column group i of 4, from either half of 16 positions. Of e4m3,
     // groups 0 and 2 are the even columns of 16, 1 and 3 the odd ones: a word has two columns of
     // one position and then of the next.
-    const auto fragment = [&](int step, int i, int half) {
+    const auto fragment = [&](const Values& values, int i, int half) {
       if constexpr (kWiden) {
-        const std::uint32_t word = values[step % 2][0][2 * (i / 2) + half];
+        const std::uint32_t word = values[0][2 * (i / 2) + half];
         return widen_e4m3<V>(__byte_perm(word, 0, i % 2 ? 0x4431 : 0x4420) & 0xffff);
       } else {
-        return values[step % 2][i / 2][2 * (i % 2) + half];
+        return values[i / 2][2 * (i % 2) + half];
       }
     };
+    // kOdd: NaN and infinity count as 0. What else they need has its own loop: in this one it would
+    // take the registers that the products of every other tile need.
     const auto add_products = [&]<bool kOdd>() {
-      load_values(0);
+      Values values[2];
+      load_values(values[0], 0, 0);
 #pragma unroll
       for (int k = 0; k < kPositions / 16; ++k) {
-        std::uint32_t weights[4], sees[4];
+        std::uint32_t weights[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float* const pair = &s[2 * k + i / 2][2 * (i % 2)];
           weights[i] = rounded_pair<V>(pair[0], pair[1]);
-          if constexpr (kOdd) {
-            const int p = p0 + 16 * k + 8 * (i / 2) + 2 * (lane % 4);
-            const auto one = [&](int q) { return rows[i % 2].sees(q) ? Bits<V>::kOne : 0; };
-            sees[i] = one(p) | one(p + 1) << 16;
-          }
         }
 #pragma unroll
         for (int n = 0; n < kSteps; ++n) {
-          const int step = k * kSteps + n;
-          if (step + 1 < kSteps * kPositions / 16) load_values(step + 1);
+          const int at = k * kSteps + n, next = at + 1;
+          if (next < kSteps * kPositions / 16)
+            load_values(values[next % 2], next / kSteps, next % kSteps);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            std::uint32_t b0 = fragment(step, i, 0), b1 = fragment(step, i, 1);
-            if constexpr (kOdd) {
-              const std::uint32_t mask0 = Bits<V>::not_finite(b0), mask1 = Bits<V>::not_finite(b1);
-              constexpr std::uint32_t kOnes = Bits<V>::kOne * 0x10001u;
-              float seen_odd[4] = {};
-              ptx::mma<V>(seen_odd, sees, mask0 & kOnes, mask1 & kOnes);
+            std::uint32_t b[2];
 #pragma unroll
-              for (int j = 0; j < 4; ++j)
-                if (seen_odd[j] > 0) sum[4 * n + i][j] = NAN;
-              b0 &= ~mask0;
-              b1 &= ~mask1;
+            for (int half = 0; half < 2; ++half) {
+              b[half] = fragment(values[at % 2], i, half);
+              if constexpr (kOdd) b[half] &= ~Bits<V>::not_finite(b[half]);
             }
-            ptx::mma<V>(sum[4 * n + i], weights, b0, b1);
+            ptx::mma<V>(sum[4 * n + i], weights, b[0], b[1]);
           }
         }
       }
     };
-    // If some row of this warp does not see a position whose values are loaded.
+    // NaN for the rows that do see such values: products of ones count them.
+    const auto add_odd = [&] {
+      constexpr std::uint32_t kOnes = Bits<V>::kOne * 0x10001u;
+#pragma unroll 1
+      for (int k = 0; k < kPositions / 16; ++k) {
+        std::uint32_t sees[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int p = p0 + 16 * k + 8 * (i / 2) + 2 * (lane % 4);
+          const auto one = [&](int q) { return rows[i % 2].sees(q) ? Bits<V>::kOne : 0; };
+          sees[i] = one(p) | one(p + 1) << 16;
+        }
+#pragma unroll
+        for (int n = 0; n < kSteps; ++n) {
+          Values values;
+          load_values(values, k, n);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            float seen[4] = {};
+            ptx::mma<V>(seen, sees, Bits<V>::not_finite(fragment(values, i, 0)) & kOnes,
+                        Bits<V>::not_finite(fragment(values, i, 1)) & kOnes);
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+              if (seen[j] > 0) sum[4 * n + i][j] = NAN;
+          }
+        }
+      }
+    };
+    // A weight of 0 does not keep NaN and infinity out of a sum. They are looked for if some row of
+    // this warp does not see a position whose values are loaded.
     bool odd = false;
     if (all.hides(max(b.begin, p0), min(b.end, p0 + kPositions))) {
       const auto* const words =
@@ -286,10 +325,12 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
       }
       odd = __any_sync(~0u, odd);
     }
-    if (odd)
+    if (odd) {
       add_products.template operator()<true>();
-    else
+      add_odd();
+    } else {
       add_products.template operator()<false>();
+    }
 
     // A part ends: it joins those before it.
     const bool part_ends = !more || (tile + 1) % (kSplitTokens / kPositions) == 0;
@@ -319,32 +360,39 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
     keep_rows(stage);  // read after the next synchronisation
   }
 
-  // The column of a head that sum[n][j] is of.
-  const auto column_of = [&](int n, int j) {
-    return kWiden ? 16 * (n / 2) + 4 * (lane % 4) + 2 * (j % 2) + n % 2
-                  : 8 * n + 2 * (lane % 4) + j % 2;
+  // Sums come in pairs of neighbouring columns, of e4m3 from two fragments: the first column of
+  // pair n, and the pair of row i.
+  const auto column_of = [&](int n) {
+    return kWiden ? 16 * (n / 2) + 4 * (lane % 4) + 2 * (n % 2) : 8 * n + 2 * (lane % 4);
+  };
+  const auto pair_of = [&](int n, int i) {
+    return kWiden ? make_float2(sum[n / 2 * 2][2 * i + n % 2], sum[n / 2 * 2 + 1][2 * i + n % 2])
+                  : make_float2(sum[n][2 * i], sum[n][2 * i + 1]);
   };
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     if (!rows[i].there) continue;
-    const std::int64_t part = (rows[i].token * a.heads + rows[i].head) * a.splits + b.split;
-    T* const y =
-        static_cast<T*>(a.y) + rows[i].token * a.y_stride + std::int64_t(rows[i].head) * a.head_dim;
-    if (partial && lane % 4 == 0) {
-      a.totals[2 * part] = softmax.most[i];
-      a.totals[2 * part + 1] = softmax.total[i];
-    }
-#pragma unroll
-    for (int n = 0; n < kHead / 8; ++n)
-#pragma unroll
-      for (int j = 2 * i; j < 2 * i + 2; ++j) {
-        const int column = column_of(n, j);
-        if (column >= a.head_dim) continue;
-        if (partial)
-          a.sums[part * a.head_dim + column] = sum[n][j];
-        else
-          y[column] = rounded_to<T>(__fdiv_rn(sum[n][j], joined_total[i]));
+    if (partial) {
+      const std::int64_t part = (rows[i].token * a.heads + rows[i].head) * a.splits + b.split;
+      if (lane % 4 == 0) {
+        a.totals[2 * part] = softmax.most[i];
+        a.totals[2 * part + 1] = softmax.total[i];
       }
+#pragma unroll
+      for (int n = 0; n < kHead / 8; ++n)
+        if (column_of(n) < a.head_dim)
+          *reinterpret_cast<float2*>(a.sums + part * a.head_dim + column_of(n)) = pair_of(n, i);
+    } else {
+      T* const y = static_cast<T*>(a.y) + rows[i].token * a.y_stride +
+                   std::int64_t(rows[i].head) * a.head_dim;
+#pragma unroll
+      for (int n = 0; n < kHead / 8; ++n) {
+        if (column_of(n) >= a.head_dim) continue;
+        const float2 pair = pair_of(n, i);
+        y[column_of(n)] = rounded_to<T>(__fdiv_rn(pair.x, joined_total[i]));
+        y[column_of(n) + 1] = rounded_to<T>(__fdiv_rn(pair.y, joined_total[i]));
+      }
+    }
   }
 }
 
