@@ -1,5 +1,6 @@
 #include "base/json.h"
 
+#include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -9,16 +10,22 @@ namespace ostro {
 
 using nlohmann::json;
 
-json parse_json(std::string_view text, std::string_view source) {
+json parse_json(std::string_view text, std::string_view source, std::size_t most_keys) {
   constexpr int kDeepest = 64;
-  bool too_deep = false;
-  const auto watch_depth = [&](int depth, json::parse_event_t, json&) {
+  bool too_deep = false, too_many = false;
+  std::array<std::size_t, kDeepest + 2> keys{};  // of the objects that are open, by depth
+  const auto watch = [&](int depth, json::parse_event_t event, json&) {
     if (depth > kDeepest) too_deep = true;
-    return !too_deep;
+    if (too_deep) return false;
+    if (event == json::parse_event_t::object_start) keys[std::size_t(depth) + 1] = 0;
+    if (event == json::parse_event_t::key && ++keys[std::size_t(depth)] > most_keys)
+      too_many = true;
+    return !too_many;
   };
   try {
-    json value = json::parse(text, watch_depth);
+    json value = json::parse(text, watch);
     OSTRO_REQUIRE(!too_deep, source, " nests JSON deeper than ", kDeepest);
+    OSTRO_REQUIRE(!too_many, source, " has an object of more than ", most_keys, " keys");
     return value;
   } catch (const json::parse_error& e) {
     OSTRO_THROW(InvalidArgument, source, " is not JSON: it goes wrong at byte ", e.byte, " of ",

@@ -1,6 +1,7 @@
 // JSON objects read with errors that name the file, the key, the value found and the value wanted.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
@@ -10,9 +11,14 @@
 
 namespace ostro {
 
+// For text that anyone may send: where objects keep their order, each key is looked for among all
+// before it.
+inline constexpr std::size_t kMostUntrustedKeys = 8192;
+
 // Throws InvalidArgument naming `source` and the byte where the text stops being JSON, or if it
-// nests deeper than 64.
-nlohmann::json parse_json(std::string_view text, std::string_view source);
+// nests deeper than 64, or an object has more than `most_keys` keys.
+nlohmann::json parse_json(std::string_view text, std::string_view source,
+                          std::size_t most_keys = SIZE_MAX);
 
 // One object of a document. Keeps references: the object and the source name must outlive it.
 //

@@ -18,6 +18,18 @@ void GuideFlags::add(CLI::App& app) {
   app.add_option("--guided_choice", choice, "texts of which each output is one")->group(group);
 }
 
+namespace {
+
+std::string json_list(const std::vector<std::string>& choices) {
+  try {
+    return nlohmann::json(choices).dump();
+  } catch (const nlohmann::json::type_error&) {
+    OSTRO_THROW(InvalidArgument, "--guided_choice has a choice that is not UTF-8");
+  }
+}
+
+}  // namespace
+
 std::optional<guide::Guide> GuideFlags::guide() const {
   std::optional<guide::Guide> guide;
   const char* first = nullptr;
@@ -27,10 +39,10 @@ std::optional<guide::Guide> GuideFlags::guide() const {
     // Each output begins a text of its own: it is printed apart from its prompt.
     guide = {.kind = kind, .text = text, .at_start = true};
   };
-  if (!json.empty()) take("--guided_json", guide::Kind::json_schema, json);
-  if (!regex.empty()) take("--guided_regex", guide::Kind::regex, regex);
-  if (!grammar.empty()) take("--guided_grammar", guide::Kind::grammar, grammar);
-  if (!choice.empty()) take("--guided_choice", guide::Kind::choice, nlohmann::json(choice).dump());
+  if (json) take("--guided_json", guide::Kind::json_schema, *json);
+  if (regex) take("--guided_regex", guide::Kind::regex, *regex);
+  if (grammar) take("--guided_grammar", guide::Kind::grammar, *grammar);
+  if (!choice.empty()) take("--guided_choice", guide::Kind::choice, json_list(choice));
   return guide;
 }
 

@@ -13,11 +13,11 @@
 namespace ostro::cli {
 
 struct GuideFlags {
-  std::string json, regex, grammar;
+  std::optional<std::string> json, regex, grammar;
   std::vector<std::string> choice;
 
   void add(CLI::App& app);
-  // None if no flag was given. Throws InvalidArgument if two were.
+  // None if no flag was given. Throws InvalidArgument if two were, or a choice is not UTF-8.
   std::optional<guide::Guide> guide() const;
 };
 

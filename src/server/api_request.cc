@@ -25,7 +25,7 @@ constexpr std::int64_t kDefaultCompletionTokens = 16;  // OpenAI's
 
 json parse_body(std::string_view body) {
   try {
-    return parse_json(body, "the body");
+    return parse_json(body, "the body", kMostUntrustedKeys);
   } catch (const InvalidArgument& e) {
     throw ApiError(400, e.what());
   }

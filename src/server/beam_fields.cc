@@ -64,6 +64,14 @@ void read_beams(Fields& fields, ApiRequest& r) {
   s.num_beams = read_width(fields, r.base.num_return_sequences);
   s.length_penalty = float(fields.number("length_penalty", -100, 100).value_or(1));
   s.early_stopping = read_early_stopping(fields);
+  if (s.num_beams == 1) {
+    constexpr const char* kWanted =
+        "left out with one beam; beam_width, best_of or n says how many";
+    if (s.length_penalty != 1)
+      refuse_value("length_penalty", kWanted, *fields.any("length_penalty"));
+    if (s.early_stopping != EarlyStopping::no)
+      refuse_value("early_stopping", kWanted, *fields.any("early_stopping"));
+  }
   refuse_sampling(fields, s);
   s.temperature = 0;
   if (r.stream)

@@ -70,7 +70,7 @@ txt::ChatToolCall read_call(const json& value, const std::string& path) {
   function.refuse_others();
   const std::string param = function.path("arguments");
   try {
-    const json parsed = parse_json(*arguments, text('"', param, '"'));
+    const json parsed = parse_json(*arguments, text('"', param, '"'), kMostUntrustedKeys);
     if (!parsed.is_object()) refuse_value(param, "the text of a JSON object", *arguments);
   } catch (const InvalidArgument& e) {
     throw ApiError(400, e.what(), param, "invalid_value");

@@ -73,7 +73,7 @@ std::string mistral_calls(const std::vector<ChatToolCall>& calls) {
 std::string mistral_result(const ChatMessage& message) {
   ordered_json content = message.content;
   try {
-    parse_json(message.content, "a result");  // it limits how deep that is
+    parse_json(message.content, "a result", kMostUntrustedKeys);  // limits how deep that is
     content = ordered_json::parse(message.content);
   } catch (const InvalidArgument&) {
   }

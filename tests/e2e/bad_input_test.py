@@ -183,6 +183,11 @@ class RunFlags(ostro.BadInput):
 
     def test_guides(self):
         self.run_refused("--guided_regex", "a", text="a guide is about text: it needs --tokenizer_dir")
+        self.run_refused("--guided_json", "", text="a guide is about text: it needs --tokenizer_dir")
+        self.run_refused(
+            "--guided_choice", "\udcff", "--tokenizer_dir", TINY,
+            text="--guided_choice has a choice that is not UTF-8",
+        )
         self.run_refused(
             "--guided_regex", "a", "--guided_choice", "b", "--tokenizer_dir", TINY,
             text="--guided_regex and --guided_choice both say what the output must look like",

@@ -5,6 +5,7 @@
 
 #include <set>
 
+#include "base/json.h"
 #include "server/api_error.h"
 
 namespace ostro::server {
@@ -364,6 +365,8 @@ TEST_F(ServiceTest, BeamsAreSearchedByVllmsNames) {
       {{{"use_beam_search", true}, {"beam_width", 3}, {"best_of", 2}}, "best_of", "is 3 and"},
       {{{"use_beam_search", true}, {"beam_width", 129}}, "beam_width", "1 to 128"},
       {{{"use_beam_search", true}, {"early_stopping", 3}}, "early_stopping", "\"never\""},
+      {{{"use_beam_search", true}, {"early_stopping", true}}, "early_stopping", "one beam"},
+      {{{"use_beam_search", true}, {"length_penalty", 2}}, "length_penalty", "one beam"},
   };
   for (const auto& [fields, param, words] : all) {
     const auto reply = complete(fields);
@@ -372,6 +375,14 @@ TEST_F(ServiceTest, BeamsAreSearchedByVllmsNames) {
     EXPECT_NE(reply->error()["message"].get<std::string>().find(words), std::string::npos)
         << reply->error();
   }
+}
+
+TEST_F(ServiceTest, ObjectsOfTooManyKeysAreRefused) {
+  json bias = json::object();
+  for (std::size_t i = 0; i <= kMostUntrustedKeys; ++i) bias[std::to_string(i)] = 1;
+  const auto reply = complete({{"logit_bias", bias}});
+  EXPECT_EQ(reply->response.status, 400);
+  EXPECT_EQ(reply->error()["message"], "the body has an object of more than 8192 keys");
 }
 
 TEST_F(ServiceTest, ToolsDoNotGoWithAnotherGuide) {

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -67,7 +68,12 @@ class Staging::Helpers {
   Helpers(int device, cudaStream_t stream) : device_(device), stream_(stream) {
     constexpr int kMost = 12;  // more only contend for memory
     const int count = std::clamp(int(std::thread::hardware_concurrency()) - 1, 1, kMost);
-    for (int i = 0; i < count; ++i) threads_.emplace_back([this] { work(); });
+    for (int i = 0; i < count; ++i) try {
+        threads_.emplace_back([this] { work(); });
+      } catch (const std::system_error& e) {
+        if (!threads_.empty()) break;  // fewer do it too
+        OSTRO_THROW(DeviceError, "no thread to load weights: ", e.what());
+      }
   }
   ~Helpers() {
     {

@@ -215,9 +215,10 @@ void Group::all_reduce_sum(View data) {
       return library().AllReduce(x, x, std::size_t(n), kFloat32, kSum, comm_, stream());
     });
   if (data.bytes() <= kOneRoundBytes) return reduce_in_one_round(x, std::size_t(n));
-  constexpr std::int64_t kPiece = kScratchBytes / sizeof(float);
-  for (std::int64_t at = 0; at < n; at += kPiece)
-    reduce_in_two_rounds(x + at, std::min(kPiece, n - at));
+  // As many as the scratch memory holds of equal parts: no rank's part is rounded up beyond it.
+  const std::int64_t piece = std::int64_t(kScratchBytes / sizeof(float)) / ranks() * ranks();
+  for (std::int64_t at = 0; at < n; at += piece)
+    reduce_in_two_rounds(x + at, std::min(piece, n - at));
 }
 
 void Group::reduce_in_one_round(float* data, std::size_t n) {
