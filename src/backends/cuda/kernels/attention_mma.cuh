@@ -14,6 +14,9 @@
 // Bound by: memory when decoding; tensor cores and shared memory when prefilling.
 // Floor on an H100: 4 * kv_heads * head_dim * positions / 3.15e12 s, 1.3 us at 1024 positions of 8
 //           heads of 128; prefill 4 * heads * head_dim * tokens^2 / 2 / 757e12 s.
+// Measured (H100 80 GB HBM3, cuda_kernels_bench, bf16, 32 heads on 8 of 128): decoding 1 request of
+//           1024 positions 18.6 us, 64: 115 us (74 %), 128: 209 us (82 %); of 8192 positions 1:
+//           26.5 us, 64: 780 us (87 %), 128: 1527 us (89 %), on an e4m3 cache 865 us (79 %).
 #pragma once
 
 #include "backends/cuda/kernels/attention_rows.cuh"

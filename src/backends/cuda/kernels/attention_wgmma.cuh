@@ -12,8 +12,8 @@
 // Traffic:  4 * head_dim bytes a position and key head for each 128 rows, from L2.
 // Bound by: tensor cores.
 // Floor on an H100: 4 * heads * head_dim * tokens^2 / 2 / 757e12 s.
-// Measured (H100 80 GB HBM3, cuda_kernels_bench, bf16, 32 heads on 8 of 128): prompts of 512 25 us
-//           (11 %), 2048 163 us (28 %), 8192 2.09 ms (35 %); on an e4m3 cache 27, 178 us, 2.32 ms.
+// Measured (H100 80 GB HBM3, cuda_kernels_bench, bf16, 32 heads on 8 of 128): prompts of 512 20 us
+//           (14 %), 2048 124 us (37 %), 8192 1.53 ms (48 %); on an e4m3 cache 24, 162 us, 2.14 ms.
 //           Letting the warpgroups take turns with the tensor core made it 3 % slower.
 #pragma once
 

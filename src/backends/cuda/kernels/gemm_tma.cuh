@@ -18,10 +18,10 @@
 // Bound by: memory up to about 240 tokens an expert, then tensor cores.
 // Floor on an H100: weights' bytes / 3.15e12 s; 2 tokens n k / 1385e12 s (e4m3), 757e12 (bf16).
 // Measured (H100 80 GB HBM3, cuda_kernels_bench, Mixtral 8x7B's shapes; of the floor):
-//           e4m3: qkv 126 us at 2048 tokens (59 %), 492 us at 8192 (60 %); all of an expert layer
-//           521 us at 128 (86 %), 748 us at 512 (60 %), 1.81 ms at 2048 (58 %), 6.11 ms at 8192
-//           (68 %). bf16: qkv 177 us at 2048 (77 %), 667 us at 8192 (82 %); experts 967 us at 128
-//           (93 %), 1.34 ms at 512 (67 %), 3.33 ms at 2048 (57 %), 9.42 ms at 8192 (81 %).
+//           e4m3: qkv 124 us at 2048 tokens (60 %), 478 us at 8192 (62 %); all of an expert layer
+//           518 us at 128 (86 %), 748 us at 512 (60 %), 1.69 ms at 2048 (62 %), 6.22 ms at 8192
+//           (67 %). bf16: qkv 169 us at 2048 (81 %), 663 us at 8192 (82 %); experts 972 us at 128
+//           (92 %), 1.34 ms at 512 (67 %), 3.50 ms at 2048 (55 %), 9.45 ms at 8192 (81 %).
 #pragma once
 
 #include "backends/cuda/kernels/e4m3.cuh"

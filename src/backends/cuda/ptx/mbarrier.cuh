@@ -39,7 +39,8 @@ __device__ inline void barrier_arrive_expect(std::uint32_t barrier, int bytes) {
                : "memory");
 }
 
-// Until the phase of that parity is complete.
+// Until the phase of that parity is complete. For debugging, -DOSTRO_BOUNDED_WAITS traps after
+// about a second instead of hanging the device; it slows the loops of wgmma kernels.
 __device__ inline void barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
   std::uint32_t done;
 #ifdef OSTRO_BOUNDED_WAITS
