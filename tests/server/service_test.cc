@@ -185,7 +185,8 @@ TEST_F(ServiceTest, AStopStringOverTokensDoesNotShow) {
     } else {
       text = reply->choice()["text"];
       EXPECT_EQ(reply->choice()["finish_reason"], "stop");
-      for (const json& t : reply->choice()["logprobs"]["tokens"]) tokens += t.get<std::string>();
+      const json choice = reply->choice();  // it must outlive the loop
+      for (const json& t : choice["logprobs"]["tokens"]) tokens += t.get<std::string>();
     }
     EXPECT_EQ(text, " Well, once ");
     EXPECT_TRUE(text.starts_with(tokens)) << tokens;
