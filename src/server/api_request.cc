@@ -153,7 +153,7 @@ ApiRequest parse_completion(std::string_view body, const ServedModel& model) {
   Fields fields(parsed);
   ApiRequest r = read_common(fields, body, model);
   const json* prompt = fields.any("prompt");
-  if (!prompt) throw ApiError(400, "\"prompt\" is missing", "prompt", "missing_field");
+  if (!prompt) missing("prompt");
   r.base.max_new_tokens =
       fields.integer("max_tokens", 0, INT32_MAX).value_or(kDefaultCompletionTokens);
   r.echo = fields.boolean("echo").value_or(false);
@@ -185,7 +185,7 @@ ApiRequest parse_chat(std::string_view body, const ServedModel& model) {
                    "tools", "invalid_value");
   if (r.tools && r.tools->forced) r.base.guide = guide_of(*r.tools);
   const json* messages = fields.any("messages");
-  if (!messages) throw ApiError(400, "\"messages\" is missing", "messages", "missing_field");
+  if (!messages) missing("messages");
   const auto old_name = fields.integer("max_tokens", 1, INT32_MAX);
   const auto length = fields.integer("max_completion_tokens", 1, INT32_MAX);
   if (old_name && length && *old_name != *length)
@@ -242,7 +242,7 @@ std::vector<TokenId> parse_detokenize(std::string_view body, const ServedModel& 
   Fields fields(parsed);
   check_model(fields, model);
   const json* tokens = fields.any("tokens");
-  if (!tokens) throw ApiError(400, "\"tokens\" is missing", "tokens", "missing_field");
+  if (!tokens) missing("tokens");
   fields.refuse_others();
   return read_ids(*tokens, "tokens", model);
 }

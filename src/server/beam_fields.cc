@@ -3,16 +3,11 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "server/api_error.h"
 
 namespace ostro::server {
 namespace {
 
 constexpr std::int64_t kMostBeams = 128;
-
-[[noreturn]] void refuse(const std::string& param, const std::string& message) {
-  throw ApiError(400, message, param, "invalid_value");
-}
 
 // What has one meaning only where nothing is searched.
 void read_none(Fields& fields, const ApiRequest& r) {

@@ -6,9 +6,16 @@
 
 namespace ostro::server {
 
+void missing(const std::string& param) {
+  throw ApiError(400, text('"', param, "\" is missing"), param, "missing_field");
+}
+
+void refuse(const std::string& param, const std::string& message) {
+  throw ApiError(400, message, param, "invalid_value");
+}
+
 void refuse_value(const std::string& param, std::string_view wanted, const nlohmann::json& found) {
-  throw ApiError(400, text('"', param, "\" must be ", wanted, ", it is ", shown(found)), param,
-                 "invalid_value");
+  refuse(param, text('"', param, "\" must be ", wanted, ", it is ", shown(found)));
 }
 
 Fields::Fields(const nlohmann::json& object, std::string path)

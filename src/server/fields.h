@@ -41,7 +41,9 @@ class Fields {
   std::set<std::string, std::less<>> known_;
 };
 
-// Throws ApiError 400: "stop" must be ..., it is 3.
+// Throw ApiError 400: "stop" is missing; a message of its own; "stop" must be ..., it is 3.
+[[noreturn]] void missing(const std::string& param);
+[[noreturn]] void refuse(const std::string& param, const std::string& message);
 [[noreturn]] void refuse_value(const std::string& param, std::string_view wanted,
                                const nlohmann::json& found);
 

@@ -3,17 +3,12 @@
 #include <utility>
 
 #include "base/error.h"
-#include "server/api_error.h"
 
 namespace ostro::server {
 namespace {
 
 using nlohmann::json;
 using nlohmann::ordered_json;
-
-[[noreturn]] void missing(const std::string& param) {
-  throw ApiError(400, text('"', param, "\" is missing"), param, "missing_field");
-}
 
 std::string in_order(std::string_view body, const char* pointer) {
   return ordered_json::parse(body).at(ordered_json::json_pointer(pointer)).dump();
@@ -50,8 +45,7 @@ std::optional<Guide> read_guide(Fields& fields, std::string_view body) {
   std::optional<Guide> guide = read_response_format(fields, body);
   const auto take = [&](const char* field, Guide asked) {
     if (guide)
-      throw ApiError(400, text('"', field, "\" and another field both say what the answer must be"),
-                     field, "invalid_value");
+      refuse(field, text('"', field, "\" and another field both say what the answer must be"));
     guide = std::move(asked);
   };
   if (const json* schema = fields.any("guided_json"))

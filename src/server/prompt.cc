@@ -27,10 +27,6 @@ Prompt id_prompt(const json& ids, const std::string& param, const ServedModel& m
   return prompt;
 }
 
-[[noreturn]] void missing(const std::string& param) {
-  throw ApiError(400, text('"', param, "\" is missing"), param, "missing_field");
-}
-
 // A text, or OpenAI's list of parts, of which texts alone have a meaning here.
 std::string read_content(Fields& message, bool may_be_absent) {
   const json* content = message.any("content");

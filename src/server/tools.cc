@@ -5,21 +5,12 @@
 
 #include "base/error.h"
 #include "base/json.h"
-#include "server/api_error.h"
 
 namespace ostro::server {
 namespace {
 
 using nlohmann::json;
 using nlohmann::ordered_json;
-
-[[noreturn]] void missing(const std::string& param) {
-  throw ApiError(400, text('"', param, "\" is missing"), param, "missing_field");
-}
-
-[[noreturn]] void refuse(const std::string& param, const std::string& message) {
-  throw ApiError(400, message, param, "invalid_value");
-}
 
 // The schema of a function without parameters allows {} alone.
 std::string read_parameters(Fields& function, const ordered_json& in_order) {

@@ -148,22 +148,7 @@ class Forms(ostro.Case):
     FLAGS = {"enable_fp8": True, "fp8_kv_cache": True}
 
     def test_every_golden_model_runs_and_twins_generate_the_same(self):
-        tokens, twins = {}, {}
-        for name in sorted(os.listdir(GOLDEN)):
-            folder = os.path.join(GOLDEN, name)
-            if not os.path.isfile(os.path.join(folder, "golden.json")):
-                continue
-            golden = ostro.read_json(folder, "golden.json")
-            prompts = [c["input_ids"] for c in golden["cases"]]
-            with self.subTest(name):
-                engine = ostro.build(self.path(name), folder, **self.FLAGS)
-                tokens[name] = self.generate(engine, prompts, 4)
-                self.assertEqual([len(ids) for ids in tokens[name]], [4] * len(prompts))
-            twins[name] = golden.get("same_tokens_as")
-        self.assertTrue(any(twins.values()))
-        for name, twin in twins.items():
-            if twin:
-                self.assertEqual(tokens[name], tokens[twin], name)
+        self.assert_golden_models_run(**self.FLAGS)
 
     def test_dummy(self):
         shape = {"preset": "mixtral-8x7b", **ostro.SMALL}

@@ -158,6 +158,25 @@ class Case(unittest.TestCase):
         self.assertEqual(result.code, 0, str(result))
         return read_csv(out)
 
+    def assert_golden_models_run(self, **flags):
+        """Each model of tests/golden, built with `flags`, generates; twins generate the same."""
+        tokens, twins = {}, {}
+        for name in sorted(os.listdir(GOLDEN)):
+            folder = os.path.join(GOLDEN, name)
+            if not os.path.isfile(os.path.join(folder, "golden.json")):
+                continue
+            golden = read_json(folder, "golden.json")
+            prompts = [c["input_ids"] for c in golden["cases"]]
+            with self.subTest(name):
+                engine = build(self.path(name), folder, **flags)
+                tokens[name] = self.generate(engine, prompts, 4)
+                self.assertEqual([len(ids) for ids in tokens[name]], [4] * len(prompts))
+            twins[name] = golden.get("same_tokens_as")
+        self.assertTrue(any(twins.values()))
+        for name, twin in twins.items():
+            if twin:
+                self.assertEqual(tokens[name], tokens[twin], name)
+
     def assert_same_tokens(self, got, want, logits, tie=1e-4, what=""):
         """Sequences are equal up to the first difference, which must be a tie of `logits`.
 

@@ -5,7 +5,7 @@ import os
 import shutil
 
 import ostro
-from ostro import GOLDEN, TINY
+from ostro import TINY
 
 PRECISIONS = ("int8", "int4")
 
@@ -123,22 +123,7 @@ class Forms(ostro.Case):
         self.assertEqual(config["quantization"], {"weights": "int8", "kv_cache": "none"})
 
     def test_every_golden_model_runs_in_int8(self):
-        tokens, twins = {}, {}
-        for name in sorted(os.listdir(GOLDEN)):
-            folder = os.path.join(GOLDEN, name)
-            if not os.path.isfile(os.path.join(folder, "golden.json")):
-                continue
-            golden = ostro.read_json(folder, "golden.json")
-            prompts = [c["input_ids"] for c in golden["cases"]]
-            with self.subTest(name):
-                engine = ostro.build(self.path(name), folder, **flags_for("int8"))
-                tokens[name] = self.generate(engine, prompts, 4)
-                self.assertEqual([len(ids) for ids in tokens[name]], [4] * len(prompts))
-            twins[name] = golden.get("same_tokens_as")
-        self.assertTrue(any(twins.values()))
-        for name, twin in twins.items():
-            if twin:
-                self.assertEqual(tokens[name], tokens[twin], name)
+        self.assert_golden_models_run(**flags_for("int8"))
 
     def test_refusals(self):
         build = ["build", "--output_dir", self.path("engine"), "--preset", "mixtral-8x7b"]
