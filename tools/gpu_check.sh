@@ -3,14 +3,22 @@
 # on it and on two ranks of it, times its kernels, Mixtral 8x7B (dummy weights), many requests at
 # once and loading, and writes one compact report.
 #
-#   tools/gpu_check.sh [REPORT, default build/cuda/gpu_report.txt]
-#   OSTRO_GPU_STEPS="build ops sanitize golden fp8 ranks nccl kernels latency throughput load" chooses the steps;
-#   the default is all of them. nccl needs two GPUs and NCCL, and says so where they are not.
+#   tools/gpu_check.sh [--bench] [REPORT, default build/cuda/gpu_report.txt]
+#   --bench only times. OSTRO_GPU_STEPS="build ops sanitize golden fp8 ranks nccl kernels latency throughput
+#   throughput_long load" chooses the steps; the default is all of them. nccl needs two GPUs and
+#   NCCL, and says so where they are not.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 build=build/cuda
+steps="kernels latency throughput throughput_long load"
+if [ "${1:-}" = --bench ]; then
+  steps="build $steps"
+  shift
+else
+  steps="build ops sanitize golden fp8 ranks nccl $steps"
+fi
+steps=${OSTRO_GPU_STEPS:-$steps}
 report=${1:-$build/gpu_report.txt}
-steps=${OSTRO_GPU_STEPS:-build ops sanitize golden fp8 ranks nccl kernels latency throughput load}
 logs=$build/logs
 mkdir -p "$logs" "$(dirname "$report")"
 : >"$report"
@@ -212,20 +220,29 @@ if wanted latency; then
   latency 16 16
   latency fp8 32 --enable_fp8
   latency fp8_kv 32 --enable_fp8 --fp8_kv_cache
+  latency int8 32 --use_weight_only --weight_only_precision int8
+  latency int4 32 --use_weight_only --weight_only_precision int4
 fi
 
 # Many requests at once through the executor, 8x7B with fp8 weights and cache.
+throughput() {  # REQUESTS INPUT OUTPUT SLOTS
+  local name=throughput_$1_$2_$3
+  step "$name" 300 "$build/bin/ostro" bench throughput --dummy_weights --device cuda \
+    --preset mixtral-8x7b --enable_fp8 --fp8_kv_cache --num_prompts "$1" --input_len "$2" \
+    --output_len "$3" --max_batch_size "$4" --warm_up 2 --log_level off
+  grep -E '^(requests|tokens|steady|ttft|tpot|step) ' "$logs/$name.log" | tee -a "$report"
+}
 if wanted throughput; then
-  throughput() {  # REQUESTS INPUT OUTPUT flags...
-    local name=throughput_$1_$2_$3
-    step "$name" 240 "$build/bin/ostro" bench throughput --dummy_weights --device cuda \
-      --preset mixtral-8x7b --enable_fp8 --fp8_kv_cache --num_prompts "$1" --input_len "$2" \
-      --output_len "$3" --max_batch_size 1024 --warm_up 2 --log_level off "${@:4}"
-    grep -E '^(requests|tokens|steady|ttft|tpot|step) ' "$logs/$name.log" | tee -a "$report"
-  }
-  throughput 256 128 128
-  throughput 256 512 512
-  throughput 2000 128 128
+  throughput 256 128 128 256
+  throughput 256 512 512 256
+  throughput 2000 128 128 2048
+fi
+# Memory bounds how many of these run at once: fewer requests than others publish, minutes of work
+# each, show the same steady rate.
+if wanted throughput_long; then
+  throughput 400 1000 1000 1024
+  throughput 400 2048 128 1024
+  throughput 160 2048 2048 1024
 fi
 
 # How fast an engine in memory reaches the GPU, and how soon there is a token: 8x7B in fp8, 47 GB, or
