@@ -35,6 +35,8 @@ MPIRUN = [
     *("--mca", "oob_tcp_keepalive_intvl", "1"),
     *("--mca", "oob_tcp_keepalive_probes", "7"),
 ]
+# mpirun waits 3 seconds before it kills ranks that it has told to end, whether any is left or not.
+KILL_AT_ONCE = ("--mca", "odls_base_sigkill_timeout", "0")
 DEADLINE_S = 10  # from a failure to its message
 END_S = 13  # to the end of every process: mpirun waits for what it has killed
 
@@ -387,31 +389,32 @@ class TwoHosts(ostro.Case):
         )
 
     def test_mismatches(self):
+        start = lambda *flags: self.start_run(4, *flags, mpirun=KILL_AT_ONCE)
         self.give("pp2", node2=[0])
         self.check_refused(
-            self.start_run(4),
+            start(),
             r"rank 1 on node2: the engine %s lacks rank1.safetensors, this rank's part: copy it to "
             "this host" % ENGINE,
         )
         self.node2.run(["rm", "-rf", ENGINE])
         self.check_refused(
-            self.start_run(4), r"rank 1 on node2: there is no engine in %s: .*" % ENGINE
+            start(), r"rank 1 on node2: there is no engine in %s: .*" % ENGINE
         )
         self.node2.put(
             [os.path.join(self.engines["half"], n) for n in ("config.json", "rank1.safetensors")],
             ENGINE,
         )
         self.check_refused(
-            self.start_run(4),
+            start(),
             "rank 1 on node2 has an engine of bfloat16, rank 0 on node1 has an engine of float32: "
             "copy the same engine to all hosts",
         )
         self.give("pp2")
         self.check_refused(
-            self.start_run(4, "--peer_network", "10.78.0.0/16"),
+            start("--peer_network", "10.78.0.0/16"),
             r'no interface of this host is in the network "10.78.0.0/16"; it has: eth0 10.77.0.1',
         )
-        job = self.start_run(4, "--peer_network", "10.77.0.0/24")
+        job = start("--peer_network", "10.77.0.0/24")
         self.assertEqual(job.wait_for_end(60), 0, str(job))
         # Another version on node2: the same program with another number in it.
         version = self.ostro("--version").out.split()[1]
@@ -422,7 +425,7 @@ class TwoHosts(ostro.Case):
             ["sed", "-i", "s/\\x00%s\\x00/\\x00%s\\x00/" % (other, version), PROGRAM],
         )
         self.check_refused(
-            self.start_run(4),
+            start(),
             "rank 1 on node2 is Ostro %s, rank 0 on node1 is Ostro %s: install the same Ostro on "
             "all hosts" % (re.escape(other), re.escape(version)),
         )
