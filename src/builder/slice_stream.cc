@@ -135,10 +135,10 @@ void SliceStream::encode_row(std::span<const float> row, const model::TensorSlic
                        reinterpret_cast<std::int8_t*>(to));
     keep(scale);
   } else {
-    const float amax = quant::e4m3_amax(row.data(), n);
-    quant::e4m3_encode(row.data() + cols.begin, cols.size(), quant::e4m3_factor(amax),
+    const float most = quant::e4m3_fitted_amax(row.data(), n);
+    quant::e4m3_encode(row.data() + cols.begin, cols.size(), quant::e4m3_factor(most),
                        reinterpret_cast<f8e4m3*>(to));
-    keep(quant::e4m3_scale(amax));
+    keep(quant::e4m3_scale(most));
   }
 }
 

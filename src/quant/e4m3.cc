@@ -16,6 +16,48 @@ float e4m3_amax(const float* x, std::int64_t n) {
   return std::bit_cast<float>(amax);
 }
 
+namespace {
+
+// Sum of the squared errors of x, n <= kE4m3FitColumns, in units of amax / 448 and as magnitudes up
+// to `most` are stored: no x is so large or small that it over- or underflows.
+float squared_error(const float* x, std::int64_t n, float amax, float most) {
+  float scaled[kE4m3FitColumns] = {}, back[kE4m3FitColumns];
+  f8e4m3 q[kE4m3FitColumns];
+  const float factor = e4m3_factor(most);
+  for (std::int64_t i = 0; i < n; ++i) scaled[i] = x[i] * factor;
+  convert(scaled, DType::f32, q, DType::f8e4m3, std::size_t(n));
+  convert(q, DType::f8e4m3, back, DType::f32, std::size_t(n));
+  constexpr std::int64_t kLanes = 8;
+  float sums[kLanes] = {};
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float error = back[i] - scaled[i];
+    sums[i % kLanes] += error * error;
+  }
+  float sum = 0;
+  for (const float s : sums) sum += s;
+  const float unit = most / amax;
+  return sum * unit * unit;
+}
+
+}  // namespace
+
+float e4m3_fitted_amax(const float* x, std::int64_t n) {
+  constexpr int kSteps = 8;
+  const float amax = e4m3_amax(x, n);
+  n = std::min(n, kE4m3FitColumns);
+  float fitted = amax, least = squared_error(x, n, amax, amax);
+  for (int t = 1; t < kSteps; ++t) {
+    const float most = amax * (1 + float(t) / kSteps);
+    if (!(e4m3_factor(most) > 0)) break;  // infinite
+    const float error = squared_error(x, n, amax, most);
+    if (error < least) {
+      least = error;
+      fitted = most;
+    }
+  }
+  return fitted;
+}
+
 void e4m3_encode(const float* x, std::int64_t n, float factor, f8e4m3* q) {
   constexpr std::int64_t kPart = 512;
   float scaled[kPart];

@@ -11,17 +11,16 @@ EMULATE = "--emulate_fp8_activations"
 
 
 class Accuracy(ostro.Case):
-    """Perplexity of fp8 weights within 0.5 % of bfloat16's.
+    """Perplexity of fp8 weights, their activations rounded or not, within 0.5 % of bfloat16's.
 
-    Rounding the cache or the activations too costs this model of hidden 256 more than that: 0.6 % and
-    0.9 % over the first 100 documents; the bound leaves a quarter for other orders of summation.
+    With activations rounded the difference over these documents has a standard error of 0.13 %, and
+    another order of summation moves it by as much: the bound there has one of them on top.
+    Rounding the cache too costs this model of hidden 256 more than that, 0.7 %.
     """
-
-    DOCUMENTS = 100
 
     def perplexity(self, engine, *flags):
         args = ["--tokenizer_dir", TINY, "--dataset", os.path.join(TINY, "validation.jsonl")]
-        args += ["--max_documents", self.DOCUMENTS, "--json", "--device", "cpu", *flags]
+        args += ["--json", "--device", "cpu", *flags]
         return json.loads(self.ostro("eval", "perplexity", "--engine_dir", engine, *args).out)[
             "perplexity"
         ]
@@ -41,7 +40,7 @@ class Accuracy(ostro.Case):
         }
         for what, value in got.items():
             with self.subTest(what):
-                bound = 5e-3 if what == "weights" else 1.2e-2
+                bound = 1.2e-2 if "cache" in what else 6.5e-3 if "act" in what else 5e-3
                 self.assertAlmostEqual(value / want, 1, delta=bound)
         # Each of them rounds something.
         self.assertEqual(len({want, *got.values()}), 5, (want, got))
