@@ -27,7 +27,7 @@ for arg in "$@"; do
   case $arg in
     --slow) tools+=(clang++-19:clang-19 clang-format:clang-format)
             # tests/mpi/hosts.py makes hosts with an sshd each. Installing the server starts one.
-            libraries+=(libclang-rt-19-dev iproute2 openssh-client openssh-server)
+            libraries+=(libclang-rt-19-dev openssh-client openssh-server)
             ! grep -qs '^ID=debian' /etc/os-release || tools+=(chromium:chromium) ;;
     -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "tools/deps.sh: unknown argument '$arg' (known: --slow)" >&2; exit 2 ;;

@@ -7,7 +7,8 @@ processor and the kernel.
     network["node1"].run(["mpirun", ...])
 
 A host has its own /tmp, /dev/shm and /run in memory, its own /etc/hosts, an address on a bridge that
-all share, and an sshd whose keys were made for this run. Everything is gone when the test's process
+all share, and an sshd whose keys were made for this run. Where there is no sshd, mpirun runs in the
+corner itself and reaches the hosts by Network.agent. Everything is gone when the test's process
 ends, however it ends: the hosts live in its process namespace.
 """
 
@@ -18,9 +19,12 @@ import sys
 import tempfile
 import time
 
+import links
+
 SKIPPED = 77  # ctest's SKIP_RETURN_CODE
 HOME = "/run/ostro"  # on each host
-TOOLS = ("unshare", "nsenter", "ip", "mount", "sshd", "ssh", "ssh-keygen", "mpirun")
+TOOLS = ("unshare", "nsenter", "mount", "mpirun")
+SSH_TOOLS = ("sshd", "ssh", "ssh-keygen")
 NAMESPACES = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc")
 PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -30,20 +34,20 @@ def skip(reason):
     sys.exit(SKIPPED)
 
 
-def enter():
+def enter(sshd=True):
     """Runs this program again inside namespaces of its own, or ends it as skipped, saying why."""
     os.environ["PATH"] = PATH
     if os.getpid() == 1:
         return
     if os.geteuid() != 0:
         skip("hosts are made of namespaces, which needs root; this is user %d" % os.geteuid())
-    missing = [tool for tool in TOOLS if not shutil.which(tool)]
+    missing = [tool for tool in TOOLS + (SSH_TOOLS if sshd else ()) if not shutil.which(tool)]
     if missing:
         skip("there is no %s here; tools/deps.sh --slow installs it" % ", ".join(missing))
     inside = ["unshare", *NAMESPACES, "--kill-child"]
-    probe = "hostname probe && mount -t tmpfs probe /dev/shm && ip link add probe type bridge"
-    probe += " && ip link add one type veth peer name two"
-    tried = subprocess.run([*inside, "sh", "-c", probe], stderr=subprocess.PIPE)
+    probe = 'hostname probe && mount -t tmpfs probe /dev/shm && exec "$0" "$1" try'
+    probe = [*("sh", "-c", probe), sys.executable, links.__file__]
+    tried = subprocess.run([*inside, *probe], stderr=subprocess.PIPE)
     if tried.returncode:
         skip("this kernel or container has no such namespaces: " + tried.stderr.decode().strip())
     os.execvp(inside[0], [*inside, sys.executable, *sys.argv])
@@ -69,8 +73,17 @@ mount --bind {home}/ssh/hosts /etc/hosts
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /tmp
 read ready
-exec "$(command -v sshd)" -D -e -f {home}/ssh/sshd_config
+exec {wait}
 """
+SSHD = '"$(command -v sshd)" -D -e -f {home}/ssh/sshd_config'
+
+# What mpirun calls in the place of ssh: with the host, then the command.
+AGENT = """#!/bin/sh
+host=$1
+shift
+exec nsenter -t "$(cat {folder}/$host.pid)" -a --wd=/ sh -c "$*"
+"""
+CORNER = "10.77.0.254"  # this process's own address on the bridge
 
 SSHD_CONFIG = """
 HostKey {home}/ssh/key
@@ -91,9 +104,10 @@ StrictHostKeyChecking yes
 
 
 class Host:
-    def __init__(self, name, address, program, ssh):
+    def __init__(self, name, address, program, files, sshd):
         self.name, self.address, self.link = name, address, "to_" + name
-        init = INIT.format(name=name, home=HOME, ssh=ssh, program=program)
+        wait = SSHD.format(home=HOME) if sshd else "sleep infinity"
+        init = INIT.format(name=name, home=HOME, ssh=files, program=program, wait=wait)
         self.process = subprocess.Popen(
             ["unshare", *NAMESPACES, "--kill-child", "bash", "-c", init],
             stdin=subprocess.PIPE,
@@ -101,11 +115,11 @@ class Host:
             stderr=subprocess.PIPE,
         )
         self.pid = self.first_process()  # as the test sees it; on the host it is 1
-        call("ip", "link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", str(self.pid))
-        call("ip", "link", "set", self.link, "master", "switch", "up")
-        self.run(["ip", "link", "set", "lo", "up"])
-        self.run(["ip", "address", "add", address + "/24", "dev", "eth0"])
-        self.run(["ip", "link", "set", "eth0", "up"])
+        links.add_cable(self.link, "eth0", self.pid)
+        links.add_to_bridge("switch", self.link)
+        links.set_up(self.link)
+        for change in (["up", "lo"], ["address", "eth0", address], ["up", "eth0"]):
+            call(*("nsenter", "-t", str(self.pid), "-n"), sys.executable, links.__file__, *change)
         self.process.stdin.write(b"ready\n")
         self.process.stdin.close()
 
@@ -132,6 +146,16 @@ class Host:
             with open(path, "rb") as f:
                 self.run(["cp", "/dev/stdin", os.path.join(folder, os.path.basename(path))], stdin=f)
 
+    def wait_until_ready(self):
+        """Its process 1 has done what it has to."""
+        while True:
+            with open("/proc/%d/comm" % self.pid) as f:
+                if f.read().strip() == "sleep":
+                    return
+            if self.process.poll() is not None:
+                raise RuntimeError(self.process.stderr.read().decode())
+            time.sleep(0.01)
+
     def wait_for_sshd(self):
         while True:
             try:
@@ -143,10 +167,10 @@ class Host:
 
     def cut(self):
         """Pulls the cable."""
-        call("ip", "link", "set", self.link, "down")
+        links.set_up(self.link, False)
 
     def mend(self):
-        call("ip", "link", "set", self.link, "up")
+        links.set_up(self.link)
 
     def power_off(self):
         """The host is silent from one moment to the next, and its processes are gone."""
@@ -155,29 +179,47 @@ class Host:
 
 
 class Network:
-    def __init__(self, names, program):
-        ssh = tempfile.mkdtemp(prefix="ostro_hosts.")
-        call("ip", "link", "set", "lo", "up")
-        call("ip", "link", "add", "switch", "type", "bridge")
-        call("ip", "link", "set", "switch", "up")
-        call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", ssh + "/key")
-        with open(ssh + "/key.pub") as f:
-            key = f.read()
+    def __init__(self, names, program, sshd=True):
+        files = tempfile.mkdtemp(prefix="ostro_hosts.")
+        links.set_up("lo")
+        links.add_bridge("switch")
+        links.set_up("switch")
         addresses = {name: "10.77.0.%d" % (i + 1) for i, name in enumerate(names)}
-        contents = {
-            "sshd_config": SSHD_CONFIG.format(home=HOME),
-            "ssh_config": SSH_CONFIG.format(home=HOME),
-            "known_hosts": "".join("%s %s" % (name, key) for name in names),
-            "hosts": "127.0.0.1 localhost\n"
-            + "".join("%s %s\n" % (a, name) for name, a in addresses.items()),
-        }
+        known = "".join("%s %s\n" % (a, name) for name, a in addresses.items())
+        contents = {"hosts": "127.0.0.1 localhost\n" + known}
+        if sshd:
+            call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", files + "/key")
+            with open(files + "/key.pub") as f:
+                key = f.read()
+            contents["sshd_config"] = SSHD_CONFIG.format(home=HOME)
+            contents["ssh_config"] = SSH_CONFIG.format(home=HOME)
+            contents["known_hosts"] = "".join("%s %s" % (name, key) for name in names)
         for name, content in contents.items():
-            with open(os.path.join(ssh, name), "w") as f:
+            with open(os.path.join(files, name), "w") as f:
                 f.write(content)
-        self.hosts = {n: Host(n, a, program, ssh) for n, a in addresses.items()}
-        for host in self.hosts.values():
-            host.wait_for_sshd()
-        shutil.rmtree(ssh)
+        self.hosts = {n: Host(n, a, program, files, sshd) for n, a in addresses.items()}
+        if sshd:
+            for host in self.hosts.values():
+                host.wait_for_sshd()
+            shutil.rmtree(files)
+        else:
+            self.join(files)
+
+    def join(self, files):
+        """Makes this process's corner one more host, that starts programs on the others."""
+        self.agent = os.path.join(files, "agent")
+        with open(self.agent, "w") as f:
+            f.write(AGENT.format(folder=files))
+        os.chmod(self.agent, 0o755)
+        for name, host in self.hosts.items():
+            host.wait_until_ready()
+            with open(os.path.join(files, name + ".pid"), "w") as f:
+                f.write(str(host.pid))
+            # Nothing calls it there, but mpirun's daemons look for it.
+            host.put([self.agent], files)
+            host.run(["chmod", "755", self.agent])
+        links.set_address("switch", CORNER)
+        call("mount", "--bind", files + "/hosts", "/etc/hosts")
 
     def __getitem__(self, name):
         return self.hosts[name]

@@ -78,6 +78,9 @@ class Job:
             subprocess.run(["pkill", "-KILL", "-P", str(self.process.pid)], check=False)
             self.process.kill()
         self.process.wait()
+        deadline = time.monotonic() + 5
+        while ranks() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def out(self):
         return self.read(0)
