@@ -18,25 +18,30 @@ float e4m3_amax(const float* x, std::int64_t n) {
 
 namespace {
 
-// Sum of the squared errors of x, n <= kE4m3FitColumns, in units of amax / 448 and as magnitudes up
-// to `most` are stored: no x is so large or small that it over- or underflows.
-float squared_error(const float* x, std::int64_t n, float amax, float most) {
-  float scaled[kE4m3FitColumns] = {}, back[kE4m3FitColumns];
-  f8e4m3 q[kE4m3FitColumns];
-  const float factor = e4m3_factor(most);
-  for (std::int64_t i = 0; i < n; ++i) scaled[i] = x[i] * factor;
-  convert(scaled, DType::f32, q, DType::f8e4m3, std::size_t(n));
-  convert(q, DType::f8e4m3, back, DType::f32, std::size_t(n));
-  constexpr std::int64_t kLanes = 8;
-  float sums[kLanes] = {};
-  for (std::int64_t i = 0; i < n; ++i) {
-    const float error = back[i] - scaled[i];
-    sums[i % kLanes] += error * error;
+// x, at most 448, as convert() rounds it to f8e4m3, in a form that compilers make vectors of.
+float nearest_e4m3(float x) {
+  constexpr float kEndsAtUnits = 0x1.8p14f;  // whose last bit is 2^-9, e4m3's smallest number
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  const std::uint32_t normal = (bits + 0x7ffffu + ((bits >> 20) & 1)) & ~0xfffffu;
+  const auto tiny = std::bit_cast<std::uint32_t>((x + kEndsAtUnits) - kEndsAtUnits);
+  // A choice without a branch.
+  const std::uint32_t is_tiny = -std::uint32_t{(bits & 0x7fffffffu) < 0x3c800000u};  // 2^-6
+  return std::bit_cast<float>((tiny & is_tiny) | (normal & ~is_tiny));
+}
+
+// Sum of the squared errors of x, in units of amax / 448, if magnitudes up to `most` are stored: no
+// x is so large or small that it over- or underflows.
+float squared_error(const float (&x)[kE4m3FitColumns], float amax, float most) {
+  const float factor = e4m3_factor(most), unit = most / amax;
+  float squares[kE4m3FitColumns];
+  for (std::int64_t i = 0; i < kE4m3FitColumns; ++i) {
+    const float scaled = x[i] * factor;
+    const float error = nearest_e4m3(scaled) - scaled;
+    squares[i] = error * error;
   }
-  float sum = 0;
-  for (const float s : sums) sum += s;
-  const float unit = most / amax;
-  return sum * unit * unit;
+  for (std::int64_t n = kE4m3FitColumns / 2; n > 0; n /= 2)
+    for (std::int64_t i = 0; i < n; ++i) squares[i] += squares[n + i];
+  return squares[0] * unit * unit;
 }
 
 }  // namespace
@@ -44,12 +49,13 @@ float squared_error(const float* x, std::int64_t n, float amax, float most) {
 float e4m3_fitted_amax(const float* x, std::int64_t n) {
   constexpr int kSteps = 8;
   const float amax = e4m3_amax(x, n);
-  n = std::min(n, kE4m3FitColumns);
-  float fitted = amax, least = squared_error(x, n, amax, amax);
+  float columns[kE4m3FitColumns] = {};  // zeros have no error
+  std::copy_n(x, std::min(n, kE4m3FitColumns), columns);
+  float fitted = amax, least = squared_error(columns, amax, amax);
   for (int t = 1; t < kSteps; ++t) {
     const float most = amax * (1 + float(t) / kSteps);
     if (!(e4m3_factor(most) > 0)) break;  // infinite
-    const float error = squared_error(x, n, amax, most);
+    const float error = squared_error(columns, amax, most);
     if (error < least) {
       least = error;
       fitted = most;

@@ -28,7 +28,7 @@ float e4m3_amax(const float* x, std::int64_t n);
 // leaves the least squared error; the first of equals. Over an octave of scales a row's largest
 // magnitudes wander through all mantissas of e4m3, whose error is up to twice as large at the
 // beginning of a binade as at its end; beyond an octave everything repeats. Of long rows the first
-// kE4m3FitColumns decide, so that a build takes a few seconds longer and not minutes.
+// kE4m3FitColumns decide, so that fitting takes less time than rounding.
 inline constexpr std::int64_t kE4m3FitColumns = 512;
 float e4m3_fitted_amax(const float* x, std::int64_t n);
 
