@@ -103,6 +103,11 @@ struct Guide {
   bool any_spaces = true;
 };
 
+// What Executor::prepare() has made of a Guide; for that executor, as long as somebody holds it.
+struct CompiledGuide {
+  virtual ~CompiledGuide() = default;
+};
+
 // The bytes of each token, for guides.
 struct Vocabulary {
   std::vector<std::string> bytes = {};  // " the"; empty: special, in no guided text
@@ -114,9 +119,10 @@ struct Request {
   std::vector<TokenId> prompt = {};  // at least one
   std::int64_t max_new_tokens = 16;  // 0: only the prompt is scored
   SamplingConfig sampling = {};
-  std::optional<Guide> guide = {};        // needs ExecutorConfig::vocabulary
-  std::int32_t num_return_sequences = 1;  // 1 to 128
-  std::vector<TokenId> end_ids = {};      // any of these ends a sequence; ModelInfo has the model's
+  std::optional<Guide> guide = {};                           // needs ExecutorConfig::vocabulary
+  std::shared_ptr<const CompiledGuide> compiled_guide = {};  // in place of `guide`
+  std::int32_t num_return_sequences = 1;                     // 1 to 128
+  std::vector<TokenId> end_ids = {};  // any of these ends a sequence; ModelInfo has the model's
   std::vector<std::vector<TokenId>> stop_sequences = {};  // so does an output that ends with one
 
   std::int32_t priority = 0;  // a waiting request of higher priority starts first
@@ -148,6 +154,14 @@ struct Submission {
   SubmitStatus status = SubmitStatus::accepted;
   RequestId id = 0;  // > 0 if accepted
   std::string message = {};
+
+  explicit operator bool() const { return status == SubmitStatus::accepted; }
+};
+
+struct Preparation {
+  SubmitStatus status = SubmitStatus::accepted;  // or queue_full, invalid, unsupported
+  std::string message = {};
+  std::shared_ptr<const CompiledGuide> guide = {};  // if accepted
 
   explicit operator bool() const { return status == SubmitStatus::accepted; }
 };
@@ -292,13 +306,19 @@ class Executor {
   Executor(Executor&&) noexcept;
   Executor& operator=(Executor&&) noexcept;
 
-  // Checks the request and puts it in the queue. Does not wait, but for a guide that prepare() has
-  // not seen lately: it is compiled first.
+  // Checks the request and puts it in the queue. Does not wait, but for a `guide` that is not
+  // remembered: it is compiled first.
   Submission submit(Request);
 
-  // Compiles a guide and remembers it, on the thread that calls. Milliseconds for most, seconds for
-  // large ones, 10 at most. The `id` of the result is 0.
-  Submission prepare(const Guide&);
+  // Compiles a guide and remembers it for a while. Milliseconds for most, seconds for large ones,
+  // 10 at most; queue_full, at once, if 4 others are being compiled.
+  Preparation prepare(const Guide&);
+  // What is remembered of a guide; null if nothing is. Does not wait.
+  std::shared_ptr<const CompiledGuide> find_prepared(const Guide&);
+  // Guides that this process compiles. Those that took too long cannot be broken off: they go on,
+  // after their executor too. While there are some main() must not return, which would destroy
+  // statics under them; end the process with std::_Exit() instead.
+  static int guides_at_work();
 
   // All responses that have come since the last call, of all requests or of one; waits for the
   // first of them, at most `timeout`, and returns none then. Each response is handed out once. At

@@ -10,6 +10,13 @@ namespace {
 // Longer than any process lives; the clock can still count it.
 constexpr std::chrono::milliseconds kForever = std::chrono::hours(24 * 365 * 10);
 
+constexpr const char* kTooManyGuides = "too many other guides are being compiled";
+
+struct CompiledGrammar final : CompiledGuide {
+  explicit CompiledGrammar(std::shared_ptr<const guide::Grammar> of) : grammar(std::move(of)) {}
+  const std::shared_ptr<const guide::Grammar> grammar;
+};
+
 }  // namespace
 
 Executor::Core::Core(engine::Rank& rank, const model::EngineConfig& engine,
@@ -46,9 +53,11 @@ Submission Executor::Core::submit(Request request) {
   try {
     OSTRO_REQUIRE(request.time_limit.count() >= 0, "time_limit is ", request.time_limit.count(),
                   " ms; it must be 0 (none) or more");
-    const std::optional<Guide> guide = std::move(request.guide);
+    const bool guided = request.guide || request.compiled_guide;
+    auto grammar = grammar_of(request);
+    if (guided && !grammar) result = {SubmitStatus::queue_full, 0, kTooManyGuides};
     arrival.request = api::to_engine(std::move(request));
-    if (guide) arrival.request.guide = compile(*guide, result);
+    arrival.request.guide = std::move(grammar);
     engine_.check(arrival.request);
   } catch (const InvalidArgument& e) {
     result = {SubmitStatus::invalid, 0, e.what()};
@@ -82,29 +91,43 @@ Submission Executor::Core::submit(Request request) {
   return result;
 }
 
-// Null and no success of `result` if too many others are at work.
-std::shared_ptr<const guide::Grammar> Executor::Core::compile(const Guide& guide,
-                                                              Submission& result) {
+guide::Compiler& Executor::Core::guides() {
   OSTRO_REQUIRE(!config_.vocabulary.bytes.empty(),
                 "a guide needs the vocabulary of a tokenizer; this executor was given none");
   std::call_once(guides_made_, [&] {
     guides_ = std::make_unique<guide::Compiler>(api::to_engine(config_.vocabulary), model_.vocab);
+    has_guides_ = true;
   });
-  auto grammar = guides_->compile(api::to_engine(guide));
-  if (!grammar) result = {SubmitStatus::queue_full, 0, "too many other guides are being compiled"};
-  return grammar;
+  return *guides_;
 }
 
-Submission Executor::Core::prepare(const Guide& guide) {
-  try {
-    Submission result;
-    compile(guide, result);
-    return result;
-  } catch (const InvalidArgument& e) {
-    return {SubmitStatus::invalid, 0, e.what()};
-  } catch (const Unsupported& e) {
-    return {SubmitStatus::unsupported, 0, e.what()};
+// Null if the request is not guided, or if it is and too many other guides are at work.
+std::shared_ptr<const guide::Grammar> Executor::Core::grammar_of(const Request& request) {
+  if (request.compiled_guide) {
+    const auto* compiled = dynamic_cast<const CompiledGrammar*>(request.compiled_guide.get());
+    OSTRO_REQUIRE(compiled && has_guides_ && guides_->made(*compiled->grammar),
+                  "the compiled guide is of another executor");
+    return compiled->grammar;
   }
+  return request.guide ? guides().compile(api::to_engine(*request.guide)) : nullptr;
+}
+
+Preparation Executor::Core::prepare(const Guide& guide) {
+  try {
+    auto grammar = guides().compile(api::to_engine(guide));
+    if (!grammar) return {.status = SubmitStatus::queue_full, .message = kTooManyGuides};
+    return {.guide = std::make_shared<CompiledGrammar>(std::move(grammar))};
+  } catch (const InvalidArgument& e) {
+    return {.status = SubmitStatus::invalid, .message = e.what()};
+  } catch (const Unsupported& e) {
+    return {.status = SubmitStatus::unsupported, .message = e.what()};
+  }
+}
+
+std::shared_ptr<const CompiledGuide> Executor::Core::find_prepared(const Guide& guide) {
+  if (!has_guides_) return nullptr;
+  auto grammar = guides_->find(api::to_engine(guide));
+  return grammar ? std::make_shared<CompiledGrammar>(std::move(grammar)) : nullptr;
 }
 
 std::vector<Response> Executor::Core::hand_out(std::map<RequestId, Ticket>::iterator ticket) {

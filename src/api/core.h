@@ -1,6 +1,7 @@
 // What is behind an Executor: one thread that steps an engine, and the queues around it.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -35,7 +36,8 @@ class Executor::Core {
   ~Core();
 
   Submission submit(Request);
-  Submission prepare(const Guide&);
+  Preparation prepare(const Guide&);
+  std::shared_ptr<const CompiledGuide> find_prepared(const Guide&);
   std::vector<Response> await_responses(std::chrono::milliseconds timeout);
   std::vector<Response> await_responses(RequestId, std::chrono::milliseconds timeout);
   static constexpr std::int32_t kAllSequences = -1;
@@ -96,7 +98,8 @@ class Executor::Core {
   void deliver(std::vector<Response>);
   void fail(std::exception_ptr);
   double since(Clock::time_point) const;
-  std::shared_ptr<const guide::Grammar> compile(const Guide&, Submission& result);
+  guide::Compiler& guides();
+  std::shared_ptr<const guide::Grammar> grammar_of(const Request&);
   std::vector<Response> hand_out(std::map<RequestId, Ticket>::iterator);
 
   std::unique_ptr<api::Resources> resources_;
@@ -105,6 +108,7 @@ class Executor::Core {
   const Clock::time_point made_ = Clock::now();
   std::once_flag guides_made_;
   std::unique_ptr<guide::Compiler> guides_;  // made with the first guide
+  std::atomic<bool> has_guides_ = false;     // guides_ is there
 
   // Of the step thread, but for engine_.check(), which any thread may call.
   engine::Engine engine_;

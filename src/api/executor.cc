@@ -37,7 +37,11 @@ Executor::Executor(Executor&&) noexcept = default;
 Executor& Executor::operator=(Executor&&) noexcept = default;
 
 Submission Executor::submit(Request request) { return core_->submit(std::move(request)); }
-Submission Executor::prepare(const Guide& guide) { return core_->prepare(guide); }
+Preparation Executor::prepare(const Guide& guide) { return core_->prepare(guide); }
+std::shared_ptr<const CompiledGuide> Executor::find_prepared(const Guide& guide) {
+  return core_->find_prepared(guide);
+}
+int Executor::guides_at_work() { return guide::threads_at_work(); }
 std::vector<Response> Executor::await_responses(std::chrono::milliseconds timeout) {
   return core_->await_responses(timeout);
 }

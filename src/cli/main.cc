@@ -3,6 +3,7 @@
 #include <iostream>
 
 #include "cli/commands.h"
+#include "cli/leave.h"
 #include "cli/runtime.h"
 #include "cli/version.h"
 
@@ -60,10 +61,10 @@ int main(int argc, char** argv) {
   try {
     std::signal(SIGXFSZ, SIG_IGN);  // a file beyond the limit is a failed write, which is told
     remember_command_line(argc, argv);
-    return dispatch(normalised(argc, argv));
+    return leave(dispatch(normalised(argc, argv)));
   } catch (...) {
     const Failure failure = failure_at_hand();
     if (prints()) std::fprintf(stderr, "ostro: error: %s\n", failure.message.c_str());
-    return failure.code;
+    return leave(failure.code);
   }
 }

@@ -136,7 +136,10 @@ class ExecutorGenerator final : public server::Generator {
  public:
   explicit ExecutorGenerator(Executor& executor) : executor_(executor) {}
   Submission submit(Request r) override { return executor_.submit(std::move(r)); }
-  Submission prepare(const Guide& guide) override { return executor_.prepare(guide); }
+  Preparation prepare(const Guide& guide) override { return executor_.prepare(guide); }
+  std::shared_ptr<const CompiledGuide> find_prepared(const Guide& guide) override {
+    return executor_.find_prepared(guide);
+  }
   std::vector<Response> await_responses(std::chrono::milliseconds timeout) override {
     return executor_.await_responses(timeout);
   }

@@ -1,6 +1,7 @@
 #include "guide/compiler.h"
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <exception>
 #include <list>
@@ -18,6 +19,9 @@
 
 namespace ostro::guide {
 namespace {
+
+// Of the process, as its threads and its end are.
+std::atomic<int> compiling_threads = 0;
 
 constexpr int kMostSpaces = 32;  // between two parts of JSON: no model writes spaces for ever
 
@@ -138,9 +142,14 @@ struct Compiler::State : std::enable_shared_from_this<State> {
         xgrammar_(info, 1, /*cache_enabled=*/false),
         options_(options) {}
 
+  using Entries = std::map<Guide, Entry>;
+
   std::shared_ptr<const Grammar> compile(const Guide&);
+  std::shared_ptr<const Grammar> find(const Guide&);
+  std::shared_ptr<const Grammar> remembered(const Guide&);
   std::shared_ptr<const Grammar> make(const Guide&);
   std::shared_ptr<Work> begin(const Guide&);
+  void work_on(Entries::iterator, const std::shared_ptr<Work>&);
   void evict();
 
   const std::shared_ptr<const TokenSets> sets_;
@@ -151,7 +160,7 @@ struct Compiler::State : std::enable_shared_from_this<State> {
   std::mutex mutex_;
   std::condition_variable compiled_;  // some work has ended
   int at_work_ = 0;
-  std::map<Guide, Entry> entries_;
+  Entries entries_;
   std::list<const Guide*> by_use_;  // of entries with a grammar, the last used first
   std::size_t bytes_ = 0;
 };
@@ -174,6 +183,12 @@ std::shared_ptr<const Grammar> Compiler::compile(const Guide& guide) {
   return state_->compile(guide);
 }
 
+std::shared_ptr<const Grammar> Compiler::find(const Guide& guide) { return state_->find(guide); }
+
+bool Compiler::made(const Grammar& grammar) const { return grammar.tokens == state_->sets_; }
+
+int threads_at_work() { return compiling_threads; }
+
 std::shared_ptr<const Grammar> Compiler::State::make(const Guide& guide) {
   check_limits(guide);
   try {
@@ -191,15 +206,9 @@ std::shared_ptr<const Grammar> Compiler::State::make(const Guide& guide) {
 std::shared_ptr<const Grammar> Compiler::State::compile(const Guide& guide) {
   const Clock::time_point deadline = Clock::now() + options_.time_limit;
   std::unique_lock lock(mutex_);
-  const auto known_or_free = [&] {
-    return entries_.contains(guide) || at_work_ < options_.at_work;
-  };
-  if (!compiled_.wait_until(lock, deadline, known_or_free)) return nullptr;
+  if (auto grammar = remembered(guide)) return grammar;
   const auto it = entries_.find(guide);
-  if (it != entries_.end() && it->second.grammar) {
-    by_use_.splice(by_use_.begin(), by_use_, it->second.used);
-    return it->second.grammar;
-  }
+  if (it == entries_.end() && at_work_ >= options_.at_work) return nullptr;
   const std::shared_ptr<Work> work = it != entries_.end() ? it->second.work : begin(guide);
   const bool in_time = compiled_.wait_until(lock, deadline, [&] { return work->ended; });
   OSTRO_REQUIRE(in_time, name(guide.kind), " cannot be used: it takes longer than ",
@@ -208,31 +217,54 @@ std::shared_ptr<const Grammar> Compiler::State::compile(const Guide& guide) {
   return work->grammar;
 }
 
+std::shared_ptr<const Grammar> Compiler::State::find(const Guide& guide) {
+  const std::lock_guard lock(mutex_);
+  return remembered(guide);
+}
+
+// Under the mutex.
+std::shared_ptr<const Grammar> Compiler::State::remembered(const Guide& guide) {
+  const auto it = entries_.find(guide);
+  if (it == entries_.end() || !it->second.grammar) return nullptr;
+  by_use_.splice(by_use_.begin(), by_use_, it->second.used);
+  return it->second.grammar;
+}
+
+void Compiler::State::work_on(Entries::iterator it, const std::shared_ptr<Work>& made) {
+  try {
+    made->grammar = make(it->first);
+  } catch (...) {
+    made->error = std::current_exception();
+  }
+  const std::lock_guard lock(mutex_);
+  made->ended = true;
+  if (made->grammar) {
+    by_use_.push_front(&it->first);
+    it->second = {made->grammar, by_use_.begin(), nullptr};
+    bytes_ += size_of(*made->grammar);
+    evict();
+  } else {
+    entries_.erase(it);
+  }
+  --at_work_;
+  compiled_.notify_all();
+}
+
 // Under the mutex.
 std::shared_ptr<Compiler::State::Work> Compiler::State::begin(const Guide& guide) {
   auto made = std::make_shared<Work>();
   const auto it = entries_.emplace(guide, Entry{nullptr, {}, made}).first;
+  ++compiling_threads;
   try {
-    std::thread([self = shared_from_this(), this, it, made] {
-      try {
-        made->grammar = make(it->first);
-      } catch (...) {
-        made->error = std::current_exception();
-      }
-      const std::lock_guard lock(mutex_);
-      made->ended = true;
-      if (made->grammar) {
-        by_use_.push_front(&it->first);
-        it->second = {made->grammar, by_use_.begin(), nullptr};
-        bytes_ += size_of(*made->grammar);
-        evict();
-      } else {
-        entries_.erase(it);
-      }
-      --at_work_;
-      compiled_.notify_all();
+    std::thread([self = shared_from_this(), it, made]() mutable {
+      self->work_on(it, made);
+      // Before the thread counts as ended: the last owner destroys what xgrammar has made.
+      made.reset();
+      self.reset();
+      --compiling_threads;
     }).detach();
   } catch (const std::system_error& e) {
+    --compiling_threads;
     entries_.erase(it);
     OSTRO_THROW(DeviceError, "no thread can be started to compile a guide: ", e.what());
   }

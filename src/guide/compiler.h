@@ -20,6 +20,9 @@ struct CompilerOptions {
 // Compiles with xgrammar (Dong et al. 2024, arXiv:2411.15100), each guide on a thread of its own,
 // and remembers what it has compiled, also if that was given up meanwhile. Any number of threads
 // may ask at once; those that want the same guide wait for one.
+//
+// A thread that was given up may outlive its compiler, and would outlive the process's statics,
+// which xgrammar uses: see threads_at_work().
 class Compiler {
  public:
   // `vocab` is the model's number of tokens, which may be more than the vocabulary has: those are
@@ -28,14 +31,24 @@ class Compiler {
   // Waits 3 s at most for what is at work. What is left then ends by itself, or with the process.
   ~Compiler();
 
-  // Milliseconds for common schemas, nothing for what is remembered. Null if within the time limit
-  // no thread is free for it. Throws InvalidArgument, with the reason, for a guide that is not
+  // Milliseconds for common schemas, nothing for what is remembered. Null, at once, if as many
+  // others are at work as may. Throws InvalidArgument, with the reason, for a guide that is not
   // valid, not supported, beyond limits.h or beyond the time limit.
   std::shared_ptr<const Grammar> compile(const Guide&);
+
+  // What is remembered of the guide; null if nothing is. Does not wait.
+  std::shared_ptr<const Grammar> find(const Guide&);
+
+  // Whether the grammar is for this compiler's vocabulary: it came from here.
+  bool made(const Grammar&) const;
 
  private:
   struct State;
   const std::shared_ptr<State> state_;
 };
+
+// Threads of this process that compile a guide. main() must not return while there are some:
+// std::_Exit() ends the process and leaves the statics be.
+int threads_at_work();
 
 }  // namespace ostro::guide

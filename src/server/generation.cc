@@ -6,16 +6,16 @@
 
 namespace ostro::server {
 
-ApiError refusal(const Submission& s) {
-  switch (s.status) {
+ApiError refusal(SubmitStatus status, const std::string& message) {
+  switch (status) {
     case SubmitStatus::queue_full:
-      return {429, "the queue is full: " + s.message, "", "queue_full"};
+      return {429, "the queue is full: " + message, "", "queue_full"};
     case SubmitStatus::shut_down:
       return {503, "the server is shutting down", "", "shutting_down"};
     case SubmitStatus::invalid:
-      return {400, s.message, "", "invalid_value"};
+      return {400, message, "", "invalid_value"};
     case SubmitStatus::unsupported:
-      return {501, s.message, "", "unsupported_value"};
+      return {501, message, "", "unsupported_value"};
     default:
       return {500, "the engine has stopped"};
   }
@@ -45,7 +45,7 @@ const std::vector<RequestId>& Generation::submit() {
     if (!s) {
       cancel_all();
       ended_ = true;
-      throw refusal(s);
+      throw refusal(s.status, s.message);
     }
     parts_[i].id = s.id;
     ids_.push_back(s.id);

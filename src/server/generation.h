@@ -15,8 +15,8 @@
 
 namespace ostro::server {
 
-// What a client is told if the executor does not take its request.
-ApiError refusal(const Submission&);
+// What a client is told if the executor does not take its request, and why not.
+ApiError refusal(SubmitStatus, const std::string& message);
 
 // Choice c of prompt p has the index p * n + c, as at OpenAI. Of the server's thread.
 class Generation : public std::enable_shared_from_this<Generation> {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -14,7 +15,8 @@ class Generator {
  public:
   virtual ~Generator() = default;
   virtual Submission submit(Request) = 0;
-  virtual Submission prepare(const Guide&) = 0;
+  virtual Preparation prepare(const Guide&) = 0;
+  virtual std::shared_ptr<const CompiledGuide> find_prepared(const Guide&) = 0;
   virtual std::vector<Response> await_responses(std::chrono::milliseconds timeout) = 0;
   virtual bool cancel(RequestId) = 0;
   virtual bool cancel(RequestId, std::int32_t sequence) = 0;

@@ -9,6 +9,12 @@
 namespace ostro::server {
 namespace {
 
+// As many as an executor compiles at once.
+constexpr std::size_t kGuideThreads = 4;
+constexpr std::size_t kGuidesWaiting = 64;
+// Most guides take milliseconds.
+constexpr std::chrono::seconds kGuidePatience(1);
+
 // Carries what the executor's thread brings to the server's thread.
 class Carrier {
  public:
@@ -73,7 +79,7 @@ void serve(const HttpOptions& http, const ServiceOptions& options, const ServedM
     }
   });
   listening(server.port());
-  Background background(2, 64);
+  Background background(kGuideThreads, kGuidesWaiting, kGuidePatience);
   service.set_elsewhere([&](std::function<void()> work, std::function<void()> then) {
     return background.run([&server, work = std::move(work), then = std::move(then)] {
       work();

@@ -116,14 +116,21 @@ void Service::generate(ApiRequest parsed, HttpRequest& request, std::shared_ptr<
   if (const auto key = keys_.find(request.authorization))
     parsed.base.user = text(*key, ':', parsed.base.user);
   parsed.base.time_limit = options_.time_limit;
-  if (!parsed.base.guide) return start(std::move(parsed), request.id, reply);
+  if (parsed.base.guide) {
+    parsed.base.compiled_guide = generator_.find_prepared(*parsed.base.guide);
+    if (!parsed.base.compiled_guide) return compile(std::move(parsed), request, reply);
+  }
+  start(std::move(parsed), request.id, reply);
+}
 
-  // A guide is compiled first, which may take seconds: not on this thread.
+// Compiles the request's guide before it starts. That may take seconds: not on this thread. What
+// comes of it stays with the request: nothing that is compiled meanwhile can push it out.
+void Service::compile(ApiRequest parsed, HttpRequest& request, std::shared_ptr<Reply>& reply) {
   struct Guided {
     ApiRequest request;
     std::string id;
     std::shared_ptr<Reply> reply;
-    Submission result = {};
+    Preparation result = {};
     std::exception_ptr error = nullptr;
     std::atomic<bool> gone = false;
   };
@@ -144,11 +151,12 @@ void Service::generate(ApiRequest parsed, HttpRequest& request, std::shared_ptr<
         answer(guided->id, *guided->reply, [&] {
           if (over_) throw *over_;
           if (guided->error) std::rethrow_exception(guided->error);
-          if (!guided->result) throw refusal(guided->result);
+          if (!guided->result) throw refusal(guided->result.status, guided->result.message);
+          guided->request.base.compiled_guide = guided->result.guide;
           start(std::move(guided->request), guided->id, guided->reply);
         });
       });
-  if (!taken) throw ApiError(429, "too many guides wait to be compiled", "", "queue_full");
+  if (!taken) throw ApiError(429, "too many guides are being compiled", "", "queue_full");
 }
 
 void Service::start(ApiRequest parsed, const std::string& request_id,

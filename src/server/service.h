@@ -71,6 +71,7 @@ class Service {
   void completions(HttpRequest&, std::shared_ptr<Reply>&);
   void chat(HttpRequest&, std::shared_ptr<Reply>&);
   void generate(ApiRequest, HttpRequest&, std::shared_ptr<Reply>&);
+  void compile(ApiRequest, HttpRequest&, std::shared_ptr<Reply>&);
   void start(ApiRequest, const std::string& request_id, const std::shared_ptr<Reply>&);
   void answer(const std::string& what, Reply&, const std::function<void()>& handler);
   void models(HttpRequest&, std::shared_ptr<Reply>&);

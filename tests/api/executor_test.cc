@@ -394,6 +394,34 @@ TEST_F(ExecutorTest, SaysWhatIsWrongWithARequest) {
             "the prompt has 1 tokens and 96 more are asked for; the context of this engine is 96");
 }
 
+// Ids are bytes; the vocabulary has 97.
+Vocabulary first_bytes() {
+  Vocabulary v;
+  for (int c = 0; c < 97; ++c) v.bytes.emplace_back(1, char(c));
+  return v;
+}
+
+TEST_F(ExecutorTest, APreparedGuideStaysWithItsRequest) {
+  ExecutorConfig with_guides = config();
+  with_guides.vocabulary = first_bytes();
+  Executor executor(with_guides), other(with_guides);
+  const Guide guide{.kind = GuideKind::regex, .text = "[0-9]{3}"};
+  EXPECT_EQ(executor.find_prepared(guide), nullptr);
+  const Preparation prepared = executor.prepare(guide);
+  ASSERT_TRUE(prepared) << prepared.message;
+  EXPECT_NE(executor.find_prepared(guide), nullptr);
+  // What stands in `guide` is not compiled any more.
+  Request r{.prompt = {1}, .max_new_tokens = 9};
+  r.guide = Guide{.kind = GuideKind::regex, .text = "a["};
+  r.compiled_guide = prepared.guide;
+  const Output out = output_of(executor, executor.submit(r).id);
+  EXPECT_EQ(out.finish, FinishReason::guide);
+  ASSERT_EQ(out.tokens.size(), 3u);
+  for (const TokenId t : out.tokens) EXPECT_TRUE(t >= '0' && t <= '9') << t;
+  EXPECT_EQ(other.submit(r).message, "the compiled guide is of another executor");
+  EXPECT_EQ(executor.prepare(*r.guide).status, SubmitStatus::invalid);
+}
+
 TEST_F(ExecutorTest, GathersWhatIsNotStreamed) {
   Executor executor(config());
   Request r{.prompt = {4, 5, 6, 7, 8, 9, 10, 11, 12}, .max_new_tokens = 6};

@@ -37,16 +37,17 @@ class StandIn : public Generator {
     requests_.push_back(std::move(r));
     return {.id = RequestId(requests_.size())};
   }
-  Submission prepare(const Guide& g) override {
+  Preparation prepare(const Guide& g) override {
     const guide::Guide inner{.kind = guide::Kind(g.kind), .text = g.text, .at_start = g.at_start};
     try {
       guide::check_limits(inner);
       if (inner.kind == guide::Kind::choice) guide::grammar_of_choices(inner.text);
     } catch (const InvalidArgument& e) {
-      return {SubmitStatus::invalid, 0, e.what()};
+      return {.status = SubmitStatus::invalid, .message = e.what()};
     }
     return {};
   }
+  std::shared_ptr<const CompiledGuide> find_prepared(const Guide&) override { return nullptr; }
   std::vector<Response> await_responses(std::chrono::milliseconds) override { return {}; }
   bool cancel(RequestId) override { return true; }
   bool cancel(RequestId, std::int32_t) override { return true; }

@@ -191,9 +191,14 @@ TEST_F(Guides, ThreadsShareWhatIsCompiled) {
 
 TEST(GuideCache, ForgetsWhatWasUsedLongestAgo) {
   Compiler compiler(vocabulary(), kVocab, {.cache_bytes = 1});
+  EXPECT_EQ(compiler.find({Kind::regex, "a", false}), nullptr);
   const auto a = compiler.compile({Kind::regex, "a", false});
   EXPECT_EQ(compiler.compile({Kind::regex, "a", false}), a);
+  EXPECT_EQ(compiler.find({Kind::regex, "a", false}), a);
   compiler.compile({Kind::regex, "b", false});
+  EXPECT_EQ(compiler.find({Kind::regex, "a", false}), nullptr);
+  EXPECT_TRUE(compiler.made(*a));
+  EXPECT_FALSE(Compiler(vocabulary(), kVocab).made(*a));
   EXPECT_NE(compiler.compile({Kind::regex, "a", false}), a);
 }
 
@@ -223,6 +228,27 @@ TEST(GuideTime, WhatTakesTooLongIsRefusedAndRememberedAllTheSame) {
       break;
     } catch (const InvalidArgument&) {
     }
+}
+
+// Also after its compiler, as long as it takes.
+TEST(GuideTime, WhatWasGivenUpIsCounted) {
+  EXPECT_EQ(threads_at_work(), 0);
+  bool counted = false;
+  for (int i = 0; !counted && i < kTries; ++i) {
+    Compiler compiler(vocabulary(), kVocab, {.time_limit = std::chrono::milliseconds(1)});
+    try {
+      compiler.compile(slow(i));
+    } catch (const InvalidArgument&) {
+      counted = threads_at_work() == 1;
+    }
+  }
+  EXPECT_TRUE(counted);
+  while (threads_at_work() > 0) std::this_thread::yield();  // the test's time limit is its end
+}
+
+TEST(GuideTime, NobodyWaitsForAPlace) {
+  Compiler compiler(vocabulary(), kVocab, {.time_limit = std::chrono::hours(1), .at_work = 0});
+  EXPECT_EQ(compiler.compile({Kind::regex, "a", false}), nullptr);
 }
 
 TEST(GuideTime, WhatWasGivenUpIsStillAtWork) {

@@ -1,123 +1,13 @@
-// The routes over an executor that does what the test says.
 #include "server/service.h"
 
 #include <gtest/gtest.h>
 
-#include <set>
-
 #include "base/json.h"
 #include "server/api_error.h"
+#include "server/fake_service.h"
 
 namespace ostro::server {
 namespace {
-
-using nlohmann::json;
-
-struct FakeGenerator : Generator {
-  Submission submit(Request r) override {
-    if (throws) throw std::runtime_error("the secret inside");
-    if (refusal.status != SubmitStatus::accepted && requests.size() >= accepts) return refusal;
-    requests.push_back(std::move(r));
-    return {.id = RequestId(requests.size())};
-  }
-  Submission prepare(const Guide& guide) override {
-    prepared.push_back(guide);
-    return preparation;
-  }
-  std::vector<Response> await_responses(std::chrono::milliseconds) override { return {}; }
-  bool cancel(RequestId id) override { return cancelled.insert(id).second; }
-  bool cancel(RequestId id, std::int32_t sequence) override {
-    return ended_sequences.emplace(id, sequence).second;
-  }
-  std::string failure() const override { return failed; }
-  ExecutorStatistics statistics() const override { return {.queued = 3, .open = 5}; }
-  std::vector<IterationStatistics> take_iteration_statistics() override { return {}; }
-
-  ModelInfo info{.vocab = 8192, .context = 128, .end_ids = {2}};
-  std::vector<Request> requests;
-  std::vector<Guide> prepared;
-  Submission preparation;
-  std::set<RequestId> cancelled;
-  std::set<std::pair<RequestId, std::int32_t>> ended_sequences;
-  Submission refusal;
-  std::size_t accepts = 0;
-  std::string failed;
-  bool throws = false;
-};
-
-struct FakeReply : Reply {
-  void send(HttpResponse r) override { response = std::move(r), ended = true; }
-  void open_stream() override { streaming = true; }
-  void write(std::string_view events) override { stream += events; }
-  void close_stream() override { ended = true; }
-  void when_gone(std::function<void()> f) override { gone = std::move(f); }
-
-  json error() const { return json::parse(response.body).at("error"); }
-  json choice(int i = 0) const { return json::parse(response.body).at("choices").at(i); }
-  std::vector<json> events() const {
-    std::vector<json> all;
-    std::size_t at = 0;
-    while (at < stream.size()) {
-      const std::size_t end = stream.find("\n\n", at);
-      EXPECT_EQ(stream.substr(at, 6), "data: ");
-      const std::string data = stream.substr(at + 6, end - at - 6);
-      all.push_back(data == "[DONE]" ? json(data) : json::parse(data));
-      at = end + 2;
-    }
-    return all;
-  }
-
-  HttpResponse response;
-  std::string stream;
-  bool streaming = false, ended = false;
-  std::function<void()> gone;
-};
-
-class ServiceTest : public testing::Test {
- protected:
-  static const txt::Tokenizer& tokenizer() {
-    static const auto loaded = txt::load_tokenizer(OSTRO_SOURCE_DIR "/models/tiny-mixtral");
-    return *loaded;
-  }
-  std::shared_ptr<FakeReply> request(const std::string& path, const json& body,
-                                     const std::string& method = "POST") {
-    auto reply = std::make_shared<FakeReply>();
-    service.handle({.method = method,
-                    .path = path,
-                    .authorization = "",
-                    .id = "r1",
-                    .body = body.is_string() ? body.get<std::string>() : body.dump()},
-                   reply);
-    return reply;
-  }
-  std::shared_ptr<FakeReply> complete(json fields = json::object()) {
-    json body = {{"prompt", "Once upon"}};
-    body.update(fields);
-    return request("/v1/completions", body);
-  }
-  std::vector<TokenId> ids(const std::string& text) {
-    return tokenizer().encode(text, {.add_special_tokens = false});
-  }
-  // The next tokens of a request's sequence.
-  void respond(RequestId id, std::vector<TokenId> tokens, FinishReason finish = FinishReason::none,
-               int sequence = 0, bool last = true) {
-    Response r{.id = id, .sequence = sequence, .tokens = tokens, .finish = finish};
-    r.log_probs.assign(tokens.size(), -0.5f);
-    r.is_final = finish != FinishReason::none;
-    r.is_last = r.is_final && last;
-    service.deliver({r}, {});
-  }
-
-  FakeGenerator generator;
-  txt::ChatTemplate chat = txt::ChatTemplate::mistral({.bos = "<s>", .eos = "</s>"});
-  ServedModel model{.name = "tiny",
-                    .info = generator.info,
-                    .tokenizer = tokenizer(),
-                    .chat = chat,
-                    .max_tokens = 128};
-  Log log;
-  Service service{ServiceOptions{.version = "1.2.3"}, model, generator, log};
-};
 
 TEST_F(ServiceTest, TranslatesEveryFieldForTheExecutor) {
   complete({{"max_tokens", 9},
@@ -480,6 +370,7 @@ TEST_F(ServiceTest, AGuideIsCompiledElsewhereBeforeItsRequestIsSubmitted) {
     return room;
   });
   const json guided = {{"guided_regex", "a+"}};
+  generator.preparation.guide = std::make_shared<CompiledGuide>();
   const auto reply = complete(guided);
   EXPECT_TRUE(generator.prepared.empty());
   work();
@@ -488,6 +379,7 @@ TEST_F(ServiceTest, AGuideIsCompiledElsewhereBeforeItsRequestIsSubmitted) {
   EXPECT_TRUE(generator.requests.empty());
   then();
   ASSERT_EQ(generator.requests.size(), 1u);
+  EXPECT_EQ(generator.requests[0].compiled_guide, generator.preparation.guide);
   respond(1, ids("a"), FinishReason::dead_end);
   EXPECT_EQ(reply->choice()["finish_reason"], "dead_end");
 
@@ -497,7 +389,7 @@ TEST_F(ServiceTest, AGuideIsCompiledElsewhereBeforeItsRequestIsSubmitted) {
   EXPECT_EQ(generator.prepared.size(), 1u);
   EXPECT_FALSE(left->ended);
 
-  generator.preparation = {.status = SubmitStatus::invalid, .id = 0, .message = "Unclosed"};
+  generator.preparation = {.status = SubmitStatus::invalid, .message = "Unclosed"};
   const auto bad = complete(guided);
   work(), then();
   EXPECT_EQ(bad->response.status, 400);
@@ -513,6 +405,18 @@ TEST_F(ServiceTest, AGuideIsCompiledElsewhereBeforeItsRequestIsSubmitted) {
   then();
   EXPECT_EQ(late->response.status, 500);
   EXPECT_EQ(generator.requests.size(), 1u);
+}
+
+TEST_F(ServiceTest, AKnownGuideDoesNotWaitBehindOthers) {
+  service.set_elsewhere([](const auto&, const auto&) { return false; });  // all are busy
+  generator.known["a+"] = std::make_shared<CompiledGuide>();
+  complete({{"guided_regex", "a+"}, {"prompt", {"one", "two"}}});
+  ASSERT_EQ(generator.requests.size(), 2u);
+  for (const Request& r : generator.requests) EXPECT_EQ(r.compiled_guide, generator.known["a+"]);
+  const auto other = complete({{"guided_regex", "b+"}});
+  EXPECT_EQ(other->response.status, 429);
+  EXPECT_EQ(other->response.headers.at(0).first, "Retry-After");
+  EXPECT_TRUE(generator.prepared.empty());
 }
 
 TEST_F(ServiceTest, AnErrorEndsAStreamWithAnEvent) {
