@@ -121,6 +121,19 @@ fuzz_targets() {  # as many at once as there are cores: each has one thread
     echo "${#targets[@]} targets"
 }
 
+# Ten minutes of mixed work on a server, beside the stages that follow: it lasts as long however many
+# requests it gets done.
+start_soak() {
+  run_ctest cpu -L soak -V >$logs/soak-run.log 2>&1 &
+  soak_pid=$!
+}
+end_soak() {
+  local status=0
+  wait "$soak_pid" || status=$?
+  cat $logs/soak-run.log
+  return $status
+}
+
 transformers_compare() {
   local python=build/transformers-venv/bin/python
   if [ ! -x $python ]; then
@@ -149,7 +162,7 @@ stage build cmake --build build/cpu -j "$jobs" || finish
 [ ! -e docs/CLI.md ] || stage 'cli docs' python3 tools/check_cli_docs.py build/cpu/bin/ostro
 
 exclude='slow|gpu'
-[ $slow = 0 ] || exclude=gpu
+[ $slow = 0 ] || exclude='soak|gpu'
 tests_ran=1
 stage tests run_ctest cpu -LE "$exclude"
 
@@ -162,6 +175,7 @@ else
 fi
 
 if [ $slow = 1 ]; then
+  start_soak
   # Left out under AddressSanitizer, for the whole to stay within the hour: the long runs of the
   # program, whose code the tests of the layers below reach.
   long_runs='^e2e\.(golden|ranks|pipeline|batch_invariance|fp8|cli|commands)$|^server\.bench$'
@@ -173,6 +187,7 @@ if [ $slow = 1 ]; then
     stage 'tsan tests' run_ctest tsan -L threads
   stage 'fuzz build' eval "configure fuzz && cmake --build build/fuzz -j $jobs --target fuzz_targets" &&
     stage 'fuzz' fuzz_targets
+  stage soak end_soak
   stage 'transformers' transformers_compare
 fi
 finish
