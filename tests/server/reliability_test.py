@@ -5,6 +5,7 @@ import asyncio
 import os
 import random
 import signal
+import threading
 import time
 
 import streams
@@ -88,6 +89,31 @@ class Reliability(under_load.Case):
                     self.assertEqual(a.texts, b.texts)
             self.assert_no_leak(server)
             self.assertEqual(server.stop(), 0)
+
+    def test_guides_that_compile_for_long_hold_up_no_known_one(self):
+        server = self.start()
+
+        def guided(regex, times):
+            begin = time.monotonic()
+            answer = server.post("/v1/completions", {"prompt": "x", "max_tokens": 4,
+                                                     "guided_regex": regex})
+            times.append(time.monotonic() - begin)
+            return answer.status
+
+        known, long = [], []
+        self.assertEqual(guided("[a-z]{3}", []), 200)
+        threads = [threading.Thread(target=guided, args=("%d%s" % (i, "(a|b|ab)?" * 900), long))
+                   for i in range(6)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        for _ in range(5):
+            self.assertEqual(guided("[a-z]{3}", known), 200)
+        self.assertEqual(long, [])  # all this time
+        self.assertEqual(server.stop(), 0)  # though some are compiled still
+        for thread in threads:
+            thread.join()
+        self.say("known guides: %.2f s at most, beside others of %.1f s" % (max(known), max(long)))
 
     def test_a_rank_killed_while_the_server_drains(self):
         server = self.start(tp_size=2)
