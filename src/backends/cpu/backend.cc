@@ -32,7 +32,8 @@ CpuBackend::CpuBackend(const Options& options)
       huge_pages_wanted_(options.huge_pages),
       e4m3_activations_(options.emulate_e4m3_activations ? ops::Activations::e4m3_per_token
                                                          : ops::Activations::as_is) {
-  sums_buffer_ = allocate_host(std::size_t(threads_.count()) * 2 * kSumFloats * sizeof(float));
+  sums_buffer_ =
+      allocate_host(std::size_t(threads_.count()) * 2 * std::size_t(sum_floats()) * sizeof(float));
   sums_ = static_cast<float*>(sums_buffer_.data());
 }
 

@@ -13,9 +13,11 @@ namespace ostro::cpu {
 
 // Nanoseconds of a product on one thread, about: only to decide whether to share it.
 double gemm_ns(std::int64_t m, std::int64_t n, std::int64_t k, double weight_size);
-// Columns of a work item of a product: enough items for the threads, sums that fit `sum_floats`.
-std::int64_t gemm_columns(std::int64_t m, std::int64_t n, std::int64_t k, double weight_size,
-                          std::int64_t row_blocks, int threads, std::int64_t sum_floats);
+// Columns of a work item of a product: enough items for the threads, at most `most` if there are
+// many tokens, sums that fit item_tokens x item_columns.
+std::int64_t gemm_columns(const Kernels& kernels, std::int64_t m, std::int64_t n, std::int64_t k,
+                          double weight_size, std::int64_t row_blocks, int threads,
+                          std::int64_t most);
 
 inline Element element(DType dtype) {
   return dtype == DType::f32    ? Element::f32
@@ -112,8 +114,16 @@ class CpuBackend final : public ops::Backend {
   };
   BlockIndex block_of(std::int64_t item, std::int64_t row_blocks,
                       std::int64_t column_blocks) const {
-    if (kernels_.packs_x) return {item / column_blocks, item % column_blocks};
+    if (kernels_.pack_rows) return {item / column_blocks, item % column_blocks};
     return {item % row_blocks, item / row_blocks};
+  }
+  std::int64_t row_blocks_of(std::int64_t rows) const {
+    return ceil_div(rows, kernels_.item_tokens);
+  }
+  Range rows_of(std::int64_t rows, std::int64_t row_block, std::int64_t row_blocks) const {
+    const std::int64_t unit = kernels_.token_unit;
+    const Range units = part_of(ceil_div(rows, unit), row_block, row_blocks);
+    return {units.begin * unit, std::min(rows, units.end * unit)};
   }
   // For every thread, room for products of up to m rows of k.
   struct GemmScratch {
@@ -131,16 +141,17 @@ class CpuBackend final : public ops::Backend {
     return next_pack_key_ - count;
   }
 
-  // sums of one Gemm of at most kSumRows x kSumCols, for each thread; two of them for SwiGLU.
-  float* sums(int thread, int which = 0) { return sums_ + (2 * thread + which) * kSumFloats; }
-  static constexpr std::int64_t kSumRows = 240;  // 40 tiles of 6
-  static constexpr std::int64_t kSumCols = kGemmStagedWeights;
-  static constexpr std::int64_t kSumFloats = kSumRows * kSumCols;
+  // Sums of one work item, for each thread; two of them for SwiGLU.
+  float* sums(int thread, int which = 0) { return sums_ + (2 * thread + which) * sum_floats(); }
+  std::int64_t sum_floats() const { return kernels_.item_tokens * kernels_.item_columns; }
 
   void check_here(const View& v) const;
 
   // x, or its rows rounded as `activations` says, in f32.
   View rounded(const View& x, ops::Activations activations);
+
+  // x packed by all threads for a product with w; null if gemm takes it as it is.
+  const char* packed(const View& x, const quant::Weight& w);
 
   // The scales of a weight's rows from r on; null if rows have none.
   static const float* scale_of(const quant::Weight& w, std::int64_t r) {
@@ -167,7 +178,7 @@ class CpuBackend final : public ops::Backend {
   Buffer sums_buffer_;
   float* sums_ = nullptr;
   std::int64_t next_pack_key_ = 1;
-  Workspace gemm_scratch_, rounded_;
+  Workspace gemm_scratch_, packed_, rounded_;
   Workspace attention_scratch_, attention_partial_, attention_items_;
   Workspace expert_index_, expert_hidden_, expert_out_;
   Workspace logits_;

@@ -17,19 +17,20 @@ double gemm_ns(std::int64_t m, std::int64_t n, std::int64_t k, double weight_siz
   return double(n) * double(k) * (weight_size / 20 + double(m) / 60);
 }
 
-std::int64_t gemm_columns(std::int64_t m, std::int64_t n, std::int64_t k, double weight_size,
-                          std::int64_t row_blocks, int threads, std::int64_t sum_floats) {
-  constexpr std::int64_t kTile = 8;
+std::int64_t gemm_columns(const Kernels& kernels, std::int64_t m, std::int64_t n, std::int64_t k,
+                          double weight_size, std::int64_t row_blocks, int threads,
+                          std::int64_t most) {
+  const std::int64_t unit = kernels.column_unit;
   if (m > kGemmStagedRows) {
-    std::int64_t columns = kGemmStagedWeights;
+    std::int64_t columns = most;
     while (columns > 32 && row_blocks * ceil_div(n, columns) < 3 * threads) columns /= 2;
     return columns;
   }
   const auto row_bytes = std::max<std::int64_t>(1, std::int64_t(double(k) * weight_size));
-  std::int64_t columns = std::max(kTile, kChunkBytes / row_bytes);
+  std::int64_t columns = std::max(unit, kChunkBytes / row_bytes);
   columns = std::min(columns, ceil_div(n, kChunks * threads));
-  columns = std::min(columns, sum_floats / m);
-  return std::max(kTile, columns / kTile * kTile);
+  columns = std::min(columns, kernels.item_tokens * kernels.item_columns / m);
+  return std::max(unit, columns / unit * unit);
 }
 
 View CpuBackend::rounded(const View& x, ops::Activations activations) {
@@ -46,22 +47,42 @@ View CpuBackend::rounded(const View& x, ops::Activations activations) {
   return to;
 }
 
+const char* CpuBackend::packed(const View& x, const quant::Weight& w) {
+  if (x.rows <= kGemmStagedRows || !kernels_.packs(element(x.dtype), element(w.data.dtype)))
+    return nullptr;
+  const std::int64_t unit = kernels_.token_unit;
+  const std::int64_t unit_bytes = kernels_.packed_bytes(unit, x.cols);
+  const std::int64_t units = ceil_div(x.rows, unit);
+  char* const to = packed_.reserve<char>(units * unit_bytes);
+  over(units, double(unit * x.cols) * 0.1, [&](int, Range part) {
+    const std::int64_t begin = part.begin * unit;
+    kernels_.pack_rows({.x = row_of(x, begin),
+                        .rows = nullptr,
+                        .to = to + part.begin * unit_bytes,
+                        .x_stride = x.row_stride,
+                        .m = std::min(x.rows, part.end * unit) - begin,
+                        .k = x.cols});
+  });
+  return to;
+}
+
 void CpuBackend::enqueue(const ops::Linear& op) {
   check_here(op.y);
   const View x = rounded(op.x, op.activations);
   const std::int64_t m = op.x.rows, n = op.w.n(), k = op.w.k();
   if (m == 0 || n == 0) return;
-  const std::int64_t row_blocks = ceil_div(m, kSumRows);
-  const std::int64_t columns =
-      gemm_columns(m, n, k, weight_size(op.w), row_blocks, threads_.count(), kSumFloats);
+  const std::int64_t row_blocks = row_blocks_of(m);
+  const std::int64_t columns = gemm_columns(kernels_, m, n, k, weight_size(op.w), row_blocks,
+                                            threads_.count(), kernels_.item_columns);
   const std::int64_t column_blocks = ceil_div(n, columns);
   const bool direct = op.y.dtype == DType::f32;
-  const GemmScratch scratch = gemm_scratch(std::min(m, kSumRows), k);
+  const GemmScratch scratch = gemm_scratch(std::min(m, kernels_.item_tokens), k);
+  const char* const x_packed = packed(x, op.w);
   const std::int64_t key = pack_keys(row_blocks);
   items(row_blocks * column_blocks, gemm_ns(m, n, k, weight_size(op.w)),
         [&](int thread, std::int64_t item) {
           const auto [row_block, column_block] = block_of(item, row_blocks, column_blocks);
-          const Range rows = part_of(m, row_block, row_blocks);
+          const Range rows = rows_of(m, row_block, row_blocks);
           const std::int64_t n0 = column_block * columns;
           const std::int64_t width = std::min(columns, n - n0);
           char* y = row_of(op.y, rows.begin) + n0 * std::int64_t(size_of(op.y.dtype));
@@ -81,6 +102,7 @@ void CpuBackend::enqueue(const ops::Linear& op) {
           if (next > n0 && next < n) gemm.next_w = weight_row(op.w, next);
           gemm.scratch = scratch.of(thread);
           gemm.pack_key = key + row_block;
+          if (x_packed) gemm.packed = x_packed + kernels_.packed_bytes(rows.begin, k);
           kernels_.gemm(gemm);
           if (!direct || scale_of(op.w, n0))
             kernels_.store_rows({.from = gemm.sum,

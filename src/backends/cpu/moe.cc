@@ -26,24 +26,28 @@ struct CpuBackend::ExpertPlan {
   std::int64_t columns_of(std::int64_t rows) const { return rows > kGemmStagedRows ? many : few; }
   std::int64_t few = 0, many = 0;
 
-  std::int64_t plan(std::int64_t n_, std::int64_t k, double weight_size, int threads) {
+  // Of at most `most` columns where there are many rows.
+  std::int64_t plan(std::int64_t n_, std::int64_t k, double weight_size, std::int64_t most,
+                    const CpuBackend& backend) {
     n = n_;
+    const Kernels& kernels = backend.kernels_;
+    const int threads = backend.threads_.count();
     std::int64_t active = 0, largest = 1, row_blocks = 0;
     for (std::int64_t e = 0; e < experts; ++e) {
       const std::int64_t rows = start[e + 1] - start[e];
       active += rows > 0;
       if (rows <= kGemmStagedRows) largest = std::max(largest, rows);
-      row_blocks += ceil_div(rows, kSumRows);
+      row_blocks += backend.row_blocks_of(rows);
     }
     const int share =
         std::max<int>(1, int(ceil_div<std::int64_t>(threads, std::max<std::int64_t>(1, active))));
-    few = gemm_columns(largest, n, k, weight_size, active, share, kSumFloats);
-    many = gemm_columns(kGemmStagedRows + 1, n, k, weight_size, row_blocks, threads, kSumFloats);
+    few = gemm_columns(kernels, largest, n, k, weight_size, active, share, most);
+    many = gemm_columns(kernels, kGemmStagedRows + 1, n, k, weight_size, row_blocks, threads, most);
     std::int64_t items = 0;
     for (std::int64_t e = 0; e < experts; ++e) {
       first_item[e] = std::int32_t(items);
       const std::int64_t rows = start[e + 1] - start[e];
-      if (rows > 0) items += ceil_div(rows, kSumRows) * ceil_div(n, columns_of(rows));
+      if (rows > 0) items += backend.row_blocks_of(rows) * ceil_div(n, columns_of(rows));
     }
     first_item[experts] = std::int32_t(items);
     return items;
@@ -53,12 +57,32 @@ struct CpuBackend::ExpertPlan {
     const std::int64_t e =
         std::upper_bound(first_item, first_item + experts + 1, std::int32_t(item)) - first_item - 1;
     const std::int64_t rows = start[e + 1] - start[e];
-    const std::int64_t row_blocks = ceil_div(rows, kSumRows), columns = columns_of(rows);
+    const std::int64_t row_blocks = backend.row_blocks_of(rows), columns = columns_of(rows);
     const std::int64_t i = item - first_item[e];
     const BlockIndex index = backend.block_of(i, row_blocks, ceil_div(n, columns));
-    const Range part = part_of(rows, index.row_block, row_blocks);
+    const Range part = backend.rows_of(rows, index.row_block, row_blocks);
     const std::int64_t n0 = index.column_block * columns;
     return {e, {start[e] + part.begin, start[e] + part.end}, {n0, std::min(n, n0 + columns)}};
+  }
+
+  // Where packed rows lie: those of each expert start at a multiple of the unit.
+  std::int64_t unit = 1;
+  std::int32_t* first_unit = nullptr;  // [experts + 1]
+  void plan_units(std::int64_t unit_) {
+    unit = unit_;
+    first_unit[0] = 0;
+    for (std::int64_t e = 0; e < experts; ++e)
+      first_unit[e + 1] =
+          first_unit[e] + std::int32_t(ceil_div<std::int64_t>(start[e + 1] - start[e], unit));
+  }
+  Range slots_of_unit(std::int64_t i) const {
+    const std::int64_t e =
+        std::upper_bound(first_unit, first_unit + experts + 1, std::int32_t(i)) - first_unit - 1;
+    const std::int64_t begin = start[e] + (i - first_unit[e]) * unit;
+    return {begin, std::min<std::int64_t>(start[e + 1], begin + unit)};
+  }
+  std::int64_t packed_row(const Block& b) const {
+    return first_unit[b.expert] * unit + b.rows.begin - start[b.expert];
   }
 };
 
@@ -77,9 +101,10 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
 
   ExpertPlan plan;
   plan.experts = std::int64_t(op.local.size());
-  plan.start = expert_index_.reserve<std::int32_t>(2 * (plan.experts + 1) + 2 * tokens * top_k);
+  plan.start = expert_index_.reserve<std::int32_t>(3 * (plan.experts + 1) + 2 * tokens * top_k);
   plan.first_item = plan.start + plan.experts + 1;
-  plan.token = plan.first_item + plan.experts + 1;
+  plan.first_unit = plan.first_item + plan.experts + 1;
+  plan.token = plan.first_unit + plan.experts + 1;
   plan.slot_of = plan.token + tokens * top_k;
   const auto local_expert = [&](std::int64_t t, std::int64_t j) {
     const std::int64_t e = op.experts ? ints(op.experts, t)[j] - op.first_expert : 0;
@@ -117,7 +142,29 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
   // Rows of one expert in one stage: their first slot tells them apart.
   const std::int64_t up_key = pack_keys(2 * plan.slots), down_key = up_key + plan.slots;
   const GemmScratch scratch =
-      gemm_scratch(std::min(tokens * top_k, kSumRows), std::max(hidden, inter));
+      gemm_scratch(std::min(tokens * top_k, kernels_.item_tokens), std::max(hidden, inter));
+  const bool pack = tokens * top_k > kGemmStagedRows &&
+                    kernels_.packs(common.x_type, element(any.gate.data.dtype));
+  if (pack) plan.plan_units(kernels_.token_unit);
+  // Row `rows[slot]` or `slot` of `from`, packed by all threads.
+  const auto packed = [&](const void* from, const std::int32_t* rows, std::int64_t stride,
+                          std::int64_t k) -> const char* {
+    if (!pack) return nullptr;
+    const std::int64_t unit_bytes = kernels_.packed_bytes(plan.unit, k);
+    const std::int64_t most_units = ceil_div(tokens * top_k, plan.unit) + plan.experts;
+    char* const to = packed_.reserve<char>(most_units * unit_bytes);
+    items(plan.first_unit[plan.experts], double(plan.slots * k) * 0.1, [&](int, std::int64_t unit) {
+      const Range slots = plan.slots_of_unit(unit);
+      kernels_.pack_rows(
+          {.x = rows ? from : static_cast<const char*>(from) + slots.begin * stride * x_size,
+           .rows = rows ? rows + slots.begin : nullptr,
+           .to = to + unit * unit_bytes,
+           .x_stride = stride,
+           .m = slots.size(),
+           .k = k});
+    });
+    return to;
+  };
 
   // What this thread may take after `columns`; the others take the blocks between.
   const auto next_rows = [&](const quant::Weight& w, Range columns) -> const void* {
@@ -125,7 +172,10 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
     return next < w.n() ? weight_row(w, next) : nullptr;
   };
 
-  const std::int64_t up_items = plan.plan(inter, hidden, size, threads_.count());
+  const char* const x_packed = packed(x.data, plan.token, x.row_stride, hidden);
+  // Two sums: half as many columns of each, where a work item fills the L2.
+  const std::int64_t up_columns = kernels_.item_columns / (kernels_.pack_rows ? 2 : 1);
+  const std::int64_t up_items = plan.plan(inter, hidden, size, up_columns, *this);
   items(up_items, gemm_ns(plan.slots, 2 * inter, hidden, read_size),
         [&](int thread, std::int64_t item) {
           const ExpertPlan::Block b = plan.block(item, *this);
@@ -138,6 +188,7 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
           gemm.n = b.columns.size();
           gemm.k = hidden;
           gemm.pack_key = up_key + b.rows.begin;
+          if (x_packed) gemm.packed = x_packed + kernels_.packed_bytes(plan.packed_row(b), hidden);
           gemm.sum_stride = b.columns.size();
           gemm.scratch = scratch.of(thread);
           set_weight(gemm, expert.gate, b.columns.begin);
@@ -168,7 +219,8 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
       }
     });
 
-  const std::int64_t down_items = plan.plan(hidden, inter, size, threads_.count());
+  const char* const h_packed = packed(h, nullptr, inter, inter);
+  const std::int64_t down_items = plan.plan(hidden, inter, size, kernels_.item_columns, *this);
   items(down_items, gemm_ns(plan.slots, hidden, inter, read_size),
         [&](int thread, std::int64_t item) {
           const ExpertPlan::Block b = plan.block(item, *this);
@@ -184,6 +236,7 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
           gemm.k = inter;
           gemm.next_w = next_rows(down, b.columns);
           gemm.pack_key = down_key + b.rows.begin;
+          if (h_packed) gemm.packed = h_packed + kernels_.packed_bytes(plan.packed_row(b), inter);
           gemm.scratch = scratch.of(thread);
           kernels_.gemm(gemm);
           if (scale_of(down, b.columns.begin))

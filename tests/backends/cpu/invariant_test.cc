@@ -64,7 +64,7 @@ class Invariant : public testing::TestWithParam<std::tuple<std::string, DType>> 
 TEST_P(Invariant, Linear) {
   for (const std::int64_t k : {40, 1024, 2100})
     for (const std::int64_t n : {7, 300}) {
-      constexpr std::int64_t kTokens = 260;  // more than one block of rows
+      constexpr std::int64_t kTokens = 600;  // more than one block of rows
       const Matrix x = random(dtype(), kTokens, k), w = random(dtype(), n, k);
       Matrix all = zeros(DType::f32, kTokens, n);
       backends_[0]->run(ops::Linear{x.view, {w.view, {}}, all.view});
@@ -76,6 +76,29 @@ TEST_P(Invariant, Linear) {
           EXPECT_TRUE(same_bits(some.view, all.view.rows_of(rows)))
               << backend->description() << ", k " << k << ", n " << n << ", rows " << rows.begin
               << " to " << rows.end;
+        }
+    }
+}
+
+TEST_P(Invariant, LinearWithScales) {
+  constexpr std::int64_t kTokens = 600, kN = 300;
+  for (const DType type : {DType::f8e4m3, DType::i8})
+    for (const std::int64_t k : {40, 2100}) {
+      const Matrix x = random(dtype(), kTokens, k);
+      Matrix w = zeros(type, kN, k), scale = zeros(DType::f32, 1, kN);
+      for (std::int64_t i = 0; i < kN * k; ++i)  // no NaN of e4m3
+        static_cast<std::uint8_t*>(w.view.data)[i] = std::uint8_t(random_() & 0xf7);
+      for (std::int64_t i = 0; i < kN; ++i) scale.view.as<float>()[i] = 0.01f * float(i % 7 + 1);
+      const quant::Weight weight{w.view, scale.view};
+      Matrix all = zeros(DType::f32, kTokens, kN);
+      backends_[0]->run(ops::Linear{x.view, weight, all.view});
+      for (const auto& backend : backends_)
+        for (const Range rows : {Range{0, 1}, Range{3, 5}, Range{20, 60}, Range{100, 200}}) {
+          Matrix some = zeros(DType::f32, rows.size(), kN);
+          backend->run(ops::Linear{x.view.rows_of(rows), weight, some.view});
+          EXPECT_TRUE(same_bits(some.view, all.view.rows_of(rows)))
+              << backend->description() << ", " << name(type) << ", k " << k << ", rows "
+              << rows.begin << " to " << rows.end;
         }
     }
 }

@@ -6,10 +6,13 @@
 namespace ostro::cpu::OSTRO_ISA {
 
 void gemm(const Gemm&);
+bool packs(Element x, Element w);
 std::int64_t gemm_scratch_bytes(std::int64_t m, std::int64_t k);
 #ifdef __AMX_BF16__
-void gemm_tiles(const Gemm&);  // x and w are bf16, k > 0
+void gemm_tiles(const Gemm&);  // of types that packs() tells, k > 0
 std::int64_t gemm_tiles_scratch_bytes(std::int64_t m, std::int64_t k);
+std::int64_t packed_bytes(std::int64_t m, std::int64_t k);
+void pack_rows(const PackRows&);
 #endif
 
 void store_rows(const StoreRows&);

@@ -33,6 +33,7 @@ struct Gemm {
   // Not 0: the same key means the same rows of the same x with the same scratch, so that a kernel
   // that packs x need not do it again.
   std::int64_t pack_key;
+  const void* packed;  // x as pack_rows leaves it, or null: more than kGemmStagedRows rows need it
   // Of int4: bf16 [n, k / 128]. The sums are those of the scaled weights.
   const void* w_scale;
   std::int64_t w_scale_stride;
@@ -42,6 +43,15 @@ struct Gemm {
 inline constexpr std::int64_t kGemmStagedRows = 48;
 // Weight rows of such a block; `n` may be anything.
 inline constexpr std::int64_t kGemmStagedWeights = 128;
+
+// m rows of x as the products of kernels that pack x want them, packed_bytes(m, k). Rows from a
+// multiple of Kernels::token_unit on stand where they stand if they are packed alone.
+struct PackRows {
+  const void* x;
+  const std::int32_t* rows;  // as in Gemm
+  void* to;
+  std::int64_t x_stride, m, k;
+};
 
 // y = float -> type, [m, n], each column times its scale if there is one. `to` may be `from`.
 struct StoreRows {
@@ -156,7 +166,14 @@ struct AttentionMerge {
 
 struct Kernels {
   const char* name;
-  bool packs_x;  // gemm packs x: better all weights for one block of tokens than the reverse
+  // A work item of a product: at most so many tokens, from a multiple of token_unit on, and, of
+  // more than kGemmStagedRows tokens, so many rows of w, better in multiples of column_unit.
+  std::int64_t item_tokens, item_columns, token_unit, column_unit;
+  // Whether gemm packs x of these types: better all weights for one block of tokens than the
+  // reverse. The two after it are null where none are packed.
+  bool (*packs)(Element x, Element w);
+  std::int64_t (*packed_bytes)(std::int64_t m, std::int64_t k);
+  void (*pack_rows)(const PackRows&);
 
   void (*gemm)(const Gemm&);
   std::int64_t (*gemm_scratch_bytes)(std::int64_t m, std::int64_t k);

@@ -13,10 +13,12 @@
 // more than two tokens once for all of them; their scales are applied to the sums by the caller.
 // int4 weights become f32, times the scales of their groups: exactly, since an integer of 4 bits
 // times a bf16 has 12. For one or two tokens four rows at a time, in registers.
+// With AMX, linear_amx.cc does all of this but for f32 and f16 x, and for int4.
 //
 // Zen 4, two threads, hidden 1024, of the ceilings of the same run (33 GB/s, 470 GFLOP/s in bf16):
 // 91 to 98 % of the bandwidth for 1 and 8 tokens, 83 to 86 % of VDPBF16PS from 32 tokens on.
 #include "backends/cpu/kernels/families.h"
+#include "backends/cpu/kernels/pairs.h"
 #include "backends/cpu/kernels/simd.h"
 
 namespace ostro::cpu::OSTRO_ISA {
@@ -45,39 +47,19 @@ struct Widened {
 };
 
 #ifdef __AVX512BF16__
+template <class W>
 struct Pairs {
-  using Decoded = Pairs;
+  using Decoded = Pairs<Bf16>;
   using StagedX = Bf16;
   using StagedW = Bf16;
   static constexpr int kStep = 32;
   using Operand = __m512i;
-  static Operand load_x(const Bf16* p) { return _mm512_loadu_si512(p); }
-  static Operand load_x(const Bf16* p, std::int64_t n) {
-    return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ull << n) - 1), p);
-  }
-  static Operand load_w(const Bf16* p) { return load_x(p); }
-  static Operand load_w(const Bf16* p, std::int64_t n) { return load_x(p, n); }
+  static Operand load_x(const Bf16* p) { return load_pairs(p); }
+  static Operand load_x(const Bf16* p, std::int64_t n) { return load_pairs(p, n); }
+  static Operand load_w(const W* p) { return load_pairs(p); }
+  static Operand load_w(const W* p, std::int64_t n) { return load_pairs(p, n); }
   static Vec multiply_add(Operand x, Operand w, Vec sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w);
-  }
-};
-
-struct PairsE4m3 : Pairs {
-  static Operand load_w(const E4m3* p) {
-    return bf16_of(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
-  static Operand load_w(const E4m3* p, std::int64_t n) {
-    return bf16_of(_mm256_maskz_loadu_epi8(static_cast<__mmask32>((1ull << n) - 1), p));
-  }
-};
-#endif
-
-#ifdef __AVX512BF16__
-struct PairsInt8 : Pairs {
-  static Operand packed(Vec low, Vec high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-  static Operand load_w(const Int8* p) { return packed(load(p), load(p + 16)); }
-  static Operand load_w(const Int8* p, std::int64_t n) {
-    return packed(load(p, n < 16 ? n : 16), n > 16 ? load(p + 16, n - 16) : zero());
   }
 };
 #endif
@@ -308,19 +290,13 @@ inline void copy_row(const Bf16* from, Bf16* to, std::int64_t n) {
   __builtin_memcpy(to, from, static_cast<std::size_t>(n) * sizeof(Bf16));
 }
 #ifdef __AVX512BF16__
-template <class Op, class W>
-inline void decode_row(const W* from, Bf16* to, std::int64_t n) {
+template <class W>
+inline void copy_row(const W* from, Bf16* to, std::int64_t n) {
   std::int64_t i = 0;
-  for (; i + 32 <= n; i += 32) _mm512_storeu_si512(to + i, Op::load_w(from + i));
+  for (; i + 32 <= n; i += 32) _mm512_storeu_si512(to + i, load_pairs(from + i));
   if (i < n)
     _mm512_mask_storeu_epi16(to + i, static_cast<__mmask32>((1ull << (n - i)) - 1),
-                             Op::load_w(from + i, n - i));
-}
-inline void copy_row(const E4m3* from, Bf16* to, std::int64_t n) {
-  decode_row<PairsE4m3>(from, to, n);
-}
-inline void copy_row(const Int8* from, Bf16* to, std::int64_t n) {
-  decode_row<PairsInt8>(from, to, n);
+                             load_pairs(from + i, n - i));
 }
 #endif
 
@@ -562,30 +538,31 @@ std::int64_t gemm_scratch_bytes(std::int64_t m, std::int64_t k) {
   return bytes;
 }
 
+bool packs([[maybe_unused]] Element x, [[maybe_unused]] Element w) {
+#ifdef __AMX_BF16__
+  return x == Element::bf16 && (w == Element::bf16 || w == Element::e4m3 || w == Element::int8);
+#else
+  return false;
+#endif
+}
+
 void gemm(const Gemm& g) {
+#ifdef __AMX_BF16__
+  if (packs(g.x_type, g.w_type) && g.k > 0) return gemm_tiles(g);
+#endif
   with_element(g.x_type, [&]<class X>(X) {
     if (g.w_type == Element::f32) return run_widened<X, float>(g);
-    if (g.w_type == Element::e4m3) {
-#ifdef __AVX512BF16__
-      if constexpr (__is_same(X, Bf16)) return run<PairsE4m3, Pairs, Bf16, E4m3>(g);
-#endif
-      return run_widened<X, E4m3>(g);
-    }
-    if (g.w_type == Element::int8) {
-#ifdef __AVX512BF16__
-      if constexpr (__is_same(X, Bf16)) return run<PairsInt8, Pairs, Bf16, Int8>(g);
-#endif
-      return run_widened<X, Int8>(g);
-    }
     if (g.w_type == Element::int4) return run_widened<X, Int4>(g);
-#ifdef __AMX_BF16__
-    if (__is_same(X, Bf16) && g.k > 0) return gemm_tiles(g);  // coded weights do not come here
-#endif
 #ifdef __AVX512BF16__
-    if constexpr (__is_same(X, Bf16)) return run<Pairs, Pairs, Bf16, Bf16>(g);
-#else
-    if constexpr (__is_same(X, Bf16)) return run_widened<Bf16, Bf16>(g);
+    if constexpr (__is_same(X, Bf16)) {
+      if (g.w_type == Element::e4m3) return run<Pairs<E4m3>, Pairs<Bf16>, Bf16, E4m3>(g);
+      if (g.w_type == Element::int8) return run<Pairs<Int8>, Pairs<Bf16>, Bf16, Int8>(g);
+      return run<Pairs<Bf16>, Pairs<Bf16>, Bf16, Bf16>(g);
+    }
 #endif
+    if (g.w_type == Element::e4m3) return run_widened<X, E4m3>(g);
+    if (g.w_type == Element::int8) return run_widened<X, Int8>(g);
+    if constexpr (__is_same(X, Bf16)) return run_widened<Bf16, Bf16>(g);
     if constexpr (__is_same(X, F16)) return run_widened<F16, F16>(g);
   });
 }

@@ -6,9 +6,21 @@ namespace ostro::cpu::OSTRO_ISA {
 const Kernels kernels = {
     .name = OSTRO_ISA_NAME,
 #ifdef __AMX_BF16__
-    .packs_x = true,
+    .item_tokens = 512,
+    .item_columns = 256,
+    .token_unit = 32,
+    .column_unit = 32,
+    .packs = packs,
+    .packed_bytes = packed_bytes,
+    .pack_rows = pack_rows,
 #else
-    .packs_x = false,
+    .item_tokens = 240,  // 40 tiles of 6
+    .item_columns = kGemmStagedWeights,
+    .token_unit = 1,
+    .column_unit = 8,
+    .packs = packs,
+    .packed_bytes = nullptr,
+    .pack_rows = nullptr,
 #endif
     .gemm = gemm,
     .gemm_scratch_bytes = gemm_scratch_bytes,
