@@ -33,6 +33,9 @@ class Bench {
     std::printf("%s, %s weights; limits: %.0f GB/s, %.0f TFLOP/s\n", gpu_->description().c_str(),
                 std::string(name(layers)).c_str(), read_bytes / 1e9, flops / 1e12);
     std::printf("%-24s %7s %12s %9s %9s %9s\n", "", "tokens", "us", "GB/s", "TFLOP/s", "of limit");
+  }
+
+  void make_weights() {
     for (std::size_t i = 0; i < kCopies; ++i) {
       qkv_.push_back(weight((kHeads + 2 * kKvHeads) * kHeadDim, kHidden));
       o_.push_back(weight(kHidden, kHidden));
@@ -244,15 +247,19 @@ int main(int argc, char** argv) try {
   std::vector<std::int64_t> steps;
   for (int i = 4; i < argc; ++i) steps.push_back(std::atoll(argv[i]));
   if (steps.empty()) steps = {1, 8, 16, 32, 64, 128, 256, 512, 2048, 8192};
-  if (what != "attention")
+  if (what != "attention") {
+    bench.make_weights();
     for (std::int64_t tokens : steps) {
       bench.run(tokens);
       bench.clear();
     }
+  }
   if (e4m3) return 0;  // the rest has no weights
   for (DType cache : {DType::bf16, DType::f8e4m3}) {
-    for (std::int64_t requests : {1, 8, 32, 64, 128})
-      for (std::int64_t context : {1024, 8192}) {
+    constexpr std::int64_t kMostPositions = 128 * 8192;  // 4.3 GB of bf16
+    for (std::int64_t requests : {1, 8, 32, 64, 128, 256, 1024})
+      for (std::int64_t context : {192, 1024, 8192}) {
+        if (requests * context > kMostPositions) continue;
         bench.attention(requests, 1, context, cache);
         bench.clear();
       }
