@@ -119,6 +119,14 @@ TEST(AttentionPlan, SplitsLongContextsOfFewRequests) {
   prompt.tokens = 64;  // blocks of parts need the other kernel
   EXPECT_FALSE(plan_attention(prompt, 132).wgmma);
   EXPECT_EQ(plan_attention(prompt, 132).splits, 2048 / kSplitTokens);
+  prompt.tokens = 300;  // 20 tiles of four warps: enough blocks for warpgroups alone
+  EXPECT_EQ(plan_attention(prompt, 132).splits, 1);
+  EXPECT_EQ(plan_attention(prompt, 132).blocks, (300 * 4 / kWgmmaRows + 1) * 8);
+  prompt.tokens = 2048;
+  EXPECT_EQ(plan_attention(prompt, 132).blocks, 132);
+  prompt.tokens = 300;
+  prompt.wgmma = false;
+  EXPECT_EQ(plan_attention(prompt, 132).splits, 2048 / kSplitTokens);
   EXPECT_EQ(plan_attention({}, 132).row_tiles, 0);
 }
 

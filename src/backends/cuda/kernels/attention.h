@@ -12,7 +12,7 @@ inline constexpr std::int64_t kMostHeadDim = 256;
 
 // True if attention_mma can take it: 16-bit, the cache's rows packs of 16 bytes.
 bool attention_mma_takes(const ops::PagedAttention&);
-// True if it can take plans of warpgroups too: head_dim 64 or 128.
+// True if it can take plans of warpgroups too: head_dim 64 or 128, pages of a multiple of 8 tokens.
 bool attention_wgmma_takes(const ops::PagedAttention&);
 
 // Floats of scratch that attention_mma needs for its parts.

@@ -18,7 +18,8 @@ bool attention_mma_takes(const ops::PagedAttention& op) {
 
 bool attention_wgmma_takes(const ops::PagedAttention& op) {
   const std::int64_t head_dim = op.cache.k.cols;
-  return attention_mma_takes(op) && (head_dim == 64 || head_dim == 128) && rows_aligned(op.y, 4);
+  return attention_mma_takes(op) && (head_dim == 64 || head_dim == 128) && rows_aligned(op.y, 4) &&
+         op.cache.block_tokens % 8 == 0;
 }
 
 std::int64_t attention_scratch(const ops::PagedAttention& op, const AttentionPlan& plan) {
@@ -39,6 +40,7 @@ void attention_mma(cudaStream_t stream, const ops::PagedAttention& op, const Att
   args.y = op.y.data;
   args.y_stride = op.y.row_stride;
   args.tokens = op.q.rows;
+  args.cache_rows = op.cache.k.rows;
   args.heads = int(op.heads);
   args.group = int(op.heads / op.cache.kv_heads);
   args.head_dim = int(head_dim);
@@ -52,9 +54,9 @@ void attention_mma(cudaStream_t stream, const ops::PagedAttention& op, const Att
     const bool e4m3 = op.cache.k.dtype == DType::f8e4m3;
     if (plan.wgmma) {
       if constexpr (std::is_same_v<T, bf16>)
-        return (e4m3 ? attention_wgmma_bf16_e4m3 : attention_wgmma_bf16)(stream, args);
+        return (e4m3 ? attention_wgmma_bf16_e4m3 : attention_wgmma_bf16)(stream, args, plan.blocks);
       else
-        return (e4m3 ? attention_wgmma_f16_e4m3 : attention_wgmma_f16)(stream, args);
+        return (e4m3 ? attention_wgmma_f16_e4m3 : attention_wgmma_f16)(stream, args, plan.blocks);
     }
     if constexpr (std::is_same_v<T, bf16>)
       (e4m3 ? attention_mma_bf16_e4m3 : attention_mma_bf16)(stream, args, plan.warps);

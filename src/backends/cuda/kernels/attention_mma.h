@@ -14,7 +14,7 @@ struct AttentionArgs {
   const void* v;
   void* y;
   std::int64_t y_stride;
-  std::int64_t tokens;
+  std::int64_t tokens, cache_rows;
   int heads, group, head_dim, window, row_tiles;
   float scale_log2;  // scale * log2(e)
   // Parts, by token, head and split: sums [.., head_dim], then maximum and total [.., 2].
@@ -28,9 +28,9 @@ void attention_mma_bf16(cudaStream_t, const AttentionArgs&, int warps);
 void attention_mma_f16(cudaStream_t, const AttentionArgs&, int warps);
 void attention_mma_bf16_e4m3(cudaStream_t, const AttentionArgs&, int warps);
 void attention_mma_f16_e4m3(cudaStream_t, const AttentionArgs&, int warps);
-void attention_wgmma_bf16(cudaStream_t, const AttentionArgs&);
-void attention_wgmma_f16(cudaStream_t, const AttentionArgs&);
-void attention_wgmma_bf16_e4m3(cudaStream_t, const AttentionArgs&);
-void attention_wgmma_f16_e4m3(cudaStream_t, const AttentionArgs&);
+void attention_wgmma_bf16(cudaStream_t, const AttentionArgs&, int blocks);
+void attention_wgmma_f16(cudaStream_t, const AttentionArgs&, int blocks);
+void attention_wgmma_bf16_e4m3(cudaStream_t, const AttentionArgs&, int blocks);
+void attention_wgmma_f16_e4m3(cudaStream_t, const AttentionArgs&, int blocks);
 
 }  // namespace ostro::cuda

@@ -5,7 +5,8 @@
 // anew; its tiles join by the online softmax, then the parts join in order. In a product the tensor
 // core adds 16 positions, or 16 columns of a head, at a time, whichever instruction it is. A
 // softmax weight is f32 in the row's total and has 16 bits in the product with the values: of the
-// activations' type, f16 on an e4m3 cache (its values are f16 numbers too).
+// activations' type, f16 on an e4m3 cache, whose numbers are f16 numbers too. Queries are then f16
+// as well: bf16 ones times a power of two for each row, which its scores are divided by.
 #pragma once
 
 #include "backends/cuda/kernels/attention_mma.h"
@@ -19,9 +20,9 @@ constexpr int kPositions = 64;  // of a tile
 static_assert(kSplitTokens % kPositions == 0);
 constexpr int kPartTiles = kSplitTokens / kPositions;
 
-// The type of values and softmax weights in products; T: of activations, C: of the cache.
+// The type of both operands of products; T: of activations, C: of the cache.
 template <class T, class C>
-using weight_t = std::conditional_t<std::is_same_v<T, C>, T, __half>;
+using factor_t = std::conditional_t<std::is_same_v<T, C>, T, __half>;
 
 // A block's rows and the positions that they see.
 struct BlockRows {
@@ -32,15 +33,16 @@ struct BlockRows {
   int begin, end;       // positions; none if begin >= end
   const std::int32_t* blocks;
 
-  __device__ BlockRows(const AttentionArgs& a, int rows) {
-    split = int(blockIdx.x) % a.splits;
-    kv_head = int(blockIdx.x) / a.splits % a.cache.kv_heads;
+  // The `at`-th of all.
+  __device__ BlockRows(const AttentionArgs& a, int rows, int at) {
+    split = at % a.splits;
+    kv_head = at / a.splits % a.cache.kv_heads;
     // The last tiles of a prompt see most: they start first.
-    const int tile = a.row_tiles - 1 - int(blockIdx.x) / a.splits / a.cache.kv_heads;
+    const int tile = a.row_tiles - 1 - at / a.splits / a.cache.kv_heads;
     const auto first_tile = [&](int r) {
       return int(std::int64_t(a.requests.query_start[r]) * a.group / rows) + r;
     };
-    request = last_request(a.requests.count, tile, first_tile);
+    request = last_request_of_warp(a.requests.count, tile, first_tile);
     token0 = a.requests.query_start[request];
     const int tokens = a.requests.query_start[request + 1] - token0;
     row0 = (tile - first_tile(request)) * rows;
@@ -114,7 +116,7 @@ struct Softmax {
   }
   // Scores [2 rows, 64 positions], 16 of each row in a thread, become weights: s[4 n + i] is of row
   // i / 2. keep: what the sums before are to be multiplied with.
-  __device__ void step(float (&s)[kPositions / 2], float scale_log2, float (&keep)[2]) {
+  __device__ void step(float (&s)[kPositions / 2], const float (&scale_log2)[2], float (&keep)[2]) {
     float tile_most[2] = {-INFINITY, -INFINITY};
 #pragma unroll
     for (int n = 0; n < kPositions / 2; ++n)
@@ -124,7 +126,7 @@ struct Softmax {
     for (int i = 0; i < 2; ++i) {
       for (int d = 1; d < 4; d *= 2)
         tile_most[i] = fmaxf(tile_most[i], __shfl_xor_sync(~0u, tile_most[i], d));
-      const float new_most = fmaxf(most[i], __fmul_rn(tile_most[i], scale_log2));
+      const float new_most = fmaxf(most[i], __fmul_rn(tile_most[i], scale_log2[i]));
       reference[i] = new_most == -INFINITY ? 0 : new_most;
       keep[i] = ptx::exp2(most[i] - reference[i]);
       most[i] = new_most;
@@ -132,7 +134,7 @@ struct Softmax {
     }
 #pragma unroll
     for (int n = 0; n < kPositions / 2; ++n) {
-      s[n] = ptx::exp2(__fmaf_rn(s[n], scale_log2, -reference[n / 2 % 2]));
+      s[n] = ptx::exp2(__fmaf_rn(s[n], scale_log2[n / 2 % 2], -reference[n / 2 % 2]));
       total[n / 2 % 2] = __fadd_rn(total[n / 2 % 2], s[n]);
     }
   }
@@ -172,16 +174,45 @@ __device__ inline std::uint32_t rounded_pair(float x, float y) {
     return bits(__floats2bfloat162_rn(x, y));
 }
 
-// Two e4m3 numbers as 16-bit ones, which is exact.
-template <class T>
+// The queries of a thread's two rows, q[k][i] of row i % 2, from bf16 to f16: times the power of
+// two that brings the row's largest to [2^14, 2^15). What rounding loses is 2^-39 of the largest or
+// less. Four threads have a row. `scale` makes up for it.
+template <int kWords>
+__device__ inline void to_half(std::uint32_t (&q)[kWords][4], float (&scale)[2]) {
+  const auto wide = [](std::uint32_t word) {
+    return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
+  };
+  float factor[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float most = 0;
+#pragma unroll
+    for (int k = 0; k < kWords; ++k)
+#pragma unroll
+      for (int i = r; i < 4; i += 2) {
+        const float2 two = wide(q[k][i]);
+        most = fmaxf(most, fmaxf(fabsf(two.x), fabsf(two.y)));
+      }
+    for (int d = 1; d < 4; d *= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, d));
+    // 2^x has the exponent bits 127 + x; rows of zeros, whose 2^x would be infinite, take 2^100.
+    const int exponent = int(__float_as_uint(most) >> 23);
+    const int up = min(127 + 14 - exponent, 100);
+    factor[r] = __uint_as_float(unsigned(127 + up) << 23);
+    scale[r] *= __uint_as_float(unsigned(127 - up) << 23);
+  }
+#pragma unroll
+  for (int k = 0; k < kWords; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 two = wide(q[k][i]);
+      q[k][i] = rounded_pair<__half>(two.x * factor[i % 2], two.y * factor[i % 2]);
+    }
+}
+
+// Two e4m3 numbers as f16 ones, which is exact.
 __device__ inline std::uint32_t widen_e4m3(std::uint32_t two) {
   const __half2 half(__nv_cvt_fp8x2_to_halfraw2(__nv_fp8x2_storage_t(two), __NV_E4M3));
-  if constexpr (std::is_same_v<T, __half>) {
-    return reinterpret_cast<const std::uint32_t&>(half);
-  } else {
-    const float2 wide = __half22float2(half);
-    return rounded_pair<T>(wide.x, wide.y);
-  }
+  return reinterpret_cast<const std::uint32_t&>(half);
 }
 
 }  // namespace ostro::cuda

@@ -3,8 +3,8 @@
 
 namespace ostro::cuda {
 
-void attention_wgmma_bf16_e4m3(cudaStream_t stream, const AttentionArgs& args) {
-  attention_wgmma_of<device_t<bf16>, device_t<f8e4m3>>(stream, args);
+void attention_wgmma_bf16_e4m3(cudaStream_t stream, const AttentionArgs& args, int blocks) {
+  attention_wgmma_of<device_t<bf16>, device_t<f8e4m3>>(stream, args, blocks);
 }
 
 }  // namespace ostro::cuda

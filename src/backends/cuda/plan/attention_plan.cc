@@ -23,8 +23,10 @@ AttentionPlan plan_attention(const AttentionShape& s, int processors) {
   // last, partial one.
   plan.row_tiles = rows / (plan.warps * kWarpRows) + s.requests;
   // Parts go to blocks of their own while there are too few blocks to hide the memory's latency and
-  // to share the work evenly: a multiprocessor holds three, or two of four warps.
-  const std::int64_t wanted = (plan.warps == 1 ? 16 : 2) * std::int64_t{processors};
+  // to share the work evenly: a multiprocessor holds three, or two of four warps. Warpgroups are so
+  // much faster than those that a block for each multiprocessor is enough.
+  const std::int64_t each = plan.warps == 1 ? 16 : s.wgmma ? 1 : 2;
+  const std::int64_t wanted = each * std::int64_t{processors};
   const std::int64_t blocks = plan.row_tiles * s.kv_heads;
   const std::int64_t splits = ceil_div<std::int64_t>(s.context, kSplitTokens);
   if (splits > 1 && blocks < wanted && s.tokens * s.heads * splits <= kMostParts)
@@ -32,6 +34,7 @@ AttentionPlan plan_attention(const AttentionShape& s, int processors) {
   if (s.wgmma && plan.warps == kManyWarps && plan.splits == 1) {
     plan.wgmma = true;
     plan.row_tiles = rows / kWgmmaRows + s.requests;
+    plan.blocks = int(std::min<std::int64_t>(plan.row_tiles * s.kv_heads, processors));
   }
   return plan;
 }

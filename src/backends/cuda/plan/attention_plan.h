@@ -20,6 +20,7 @@ struct AttentionPlan {
   int warps = 1;               // of a block; each has kWarpRows rows, all share keys and values
   std::int64_t row_tiles = 0;  // at most so many for each key head
   bool wgmma = false;          // two warpgroups a block, kWgmmaRows rows
+  int blocks = 0;              // of wgmma: they take tiles in turns
   int splits = 1;              // a block each, joined by a second kernel; 1: a block does all
 };
 

@@ -23,6 +23,16 @@ __device__ inline void store16(std::uint32_t to, uint4 x) {
                : "memory");
 }
 
+// Back to registers.
+__device__ inline uint4 load16(std::uint32_t from) {
+  uint4 x;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(from)
+               : "memory");
+  return x;
+}
+
 // 4 bytes, or zeros if `bytes` is 0.
 __device__ inline void copy4(std::uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes)
