@@ -1,8 +1,9 @@
 // Times the CUDA backend's ops at Mixtral 8x7B's shapes, with random data, random routing and
 // weights that rotate through more memory than L2 holds; prints each beside its limit.
 //
-//   cuda_kernels_bench [bf16, default, or f8e4m3: of the weights of layers; or attention: that
-//                      alone] [read GB/s, default 3150] [TFLOP/s, default 757 or 1385]
+//   cuda_kernels_bench [bf16, default, f8e4m3, int8 or int4: of the weights of layers; or
+//   attention:
+//                      that alone] [read GB/s, default 3150] [TFLOP/s, default 757 or 1385]
 //                      [tokens of a step ..., default 1 to 8192]
 #include <algorithm>
 #include <cstdio>
@@ -14,6 +15,7 @@
 
 #include "backends/cuda/backend.h"
 #include "base/clock.h"
+#include "quant/int4.h"
 
 namespace {
 
@@ -31,7 +33,8 @@ class Bench {
     for (bf16& b : noise_) b = to_bf16(uniform(rng_));
     for (f8e4m3& b : noise_e4m3_) b = to_f8e4m3(400 * uniform(rng_));
     std::printf("%s, %s weights; limits: %.0f GB/s, %.0f TFLOP/s\n", gpu_->description().c_str(),
-                std::string(name(layers)).c_str(), read_bytes / 1e9, flops / 1e12);
+                std::string(layers == DType::u8 ? "int4" : name(layers)).c_str(), read_bytes / 1e9,
+                flops / 1e12);
     std::printf("%-24s %7s %12s %9s %9s %9s\n", "", "tokens", "us", "GB/s", "TFLOP/s", "of limit");
   }
 
@@ -127,19 +130,35 @@ class Bench {
   }
   quant::Weight weight(std::int64_t n, std::int64_t k) { return weight(n, k, layers_); }
   quant::Weight weight(std::int64_t n, std::int64_t k, DType type) {
-    weights_.push_back(gpu_->allocate(std::size_t(n * k) * size_of(type)));
-    const View v = weights_.back().view(type, n, k);
+    const bool int4 = type == DType::u8;
+    const std::int64_t cols = int4 ? k / 2 : k;
+    weights_.push_back(gpu_->allocate(std::size_t(n * cols) * size_of(type)));
+    const View v = weights_.back().view(type, n, cols);
     fill(v);
     if (type == DType::bf16) return {.data = v, .scale = {}};
-    weights_.push_back(gpu_->allocate(std::size_t(n) * sizeof(float)));
-    const View scale = weights_.back().view(DType::f32, 1, n);
+    const View scale =
+        int4 ? owned(DType::bf16, n, k / quant::kInt4Group) : owned(DType::f32, 1, n);
+    if (int4) {
+      fill(scale);
+      return {.data = v, .scale = scale};
+    }
     std::vector<float> ones(std::size_t(n), 1e-3f);
     gpu_->copy(matrix(ones.data(), DType::f32, 1, n), scale);
     gpu_->wait();
     return {.data = v, .scale = scale};
   }
+  View owned(DType type, std::int64_t rows, std::int64_t cols) {
+    weights_.push_back(gpu_->allocate(std::size_t(rows * cols) * size_of(type)));
+    return weights_.back().view(type, rows, cols);
+  }
   static ops::Activations activations(const quant::Weight& w) {
-    return w.scale ? ops::Activations::e4m3_per_token : ops::Activations::as_is;
+    return w.data.dtype == DType::f8e4m3 ? ops::Activations::e4m3_per_token
+                                         : ops::Activations::as_is;
+  }
+  // Of n k weights and their scales.
+  static double bytes_of(DType type, double weights) {
+    return type == DType::u8 ? weights * (0.5 + 2.0 / double(quant::kInt4Group))
+                             : weights * double(size_of(type));
   }
 
   void linear(const std::string& name, const std::vector<quant::Weight>& w, const View& x,
@@ -147,7 +166,7 @@ class Bench {
     const std::int64_t n = w[0].n(), k = w[0].k();
     const View y = memory(out, x.rows, n);
     time(name, x.rows,
-         double(size_of(w[0].data.dtype)) * double(n * k) + 2.0 * double(x.rows * k) +
+         bytes_of(w[0].data.dtype, double(n * k)) + 2.0 * double(x.rows * k) +
              double(size_of(out)) * double(x.rows * n),
          2.0 * double(n * k * x.rows), [&](std::size_t i) {
            gpu_->run(
@@ -190,7 +209,7 @@ class Bench {
       w.push_back(memory(DType::f32, x.rows, kTopK));
     }
     const double expert = 3.0 * double(kHidden * kInter);
-    time(text("experts (", used, " of 8)"), x.rows, double(size_of(layers_)) * used * expert,
+    time(text("experts (", used, " of 8)"), x.rows, bytes_of(layers_, used * expert),
          2.0 * double(kTopK * x.rows) * expert, [&](std::size_t i) {
            gpu_->run(ops::ExpertMlp{.x = x,
                                     .experts = chosen[i % kRoutings],
@@ -240,7 +259,11 @@ class Bench {
 int main(int argc, char** argv) try {
   const std::string what = argc > 1 ? argv[1] : "bf16";
   const bool e4m3 = what == "f8e4m3";
-  Bench bench(e4m3 ? DType::f8e4m3 : DType::bf16, 1e9 * (argc > 2 ? std::atof(argv[2]) : 3150),
+  const DType layers = e4m3             ? DType::f8e4m3
+                       : what == "int8" ? DType::i8
+                       : what == "int4" ? DType::u8
+                                        : DType::bf16;
+  Bench bench(layers, 1e9 * (argc > 2 ? std::atof(argv[2]) : 3150),
               1e12 * (argc > 3 ? std::atof(argv[3])
                       : e4m3   ? 1385
                                : 757));
@@ -254,7 +277,7 @@ int main(int argc, char** argv) try {
       bench.clear();
     }
   }
-  if (e4m3) return 0;  // the rest has no weights
+  if (layers != DType::bf16) return 0;  // the rest has no weights
   for (DType cache : {DType::bf16, DType::f8e4m3}) {
     constexpr std::int64_t kMostPositions = 128 * 8192;  // 4.3 GB of bf16
     for (std::int64_t requests : {1, 8, 32, 64, 128, 256, 1024})

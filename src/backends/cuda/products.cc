@@ -7,10 +7,13 @@
 namespace ostro::cuda {
 namespace {
 
-bool aligned(const quant::Weight& w) {
+bool aligned(const View& v) {
   constexpr std::uintptr_t kAlign = 16;
-  return reinterpret_cast<std::uintptr_t>(w.data.data) % kAlign == 0 &&
-         (w.n() <= 1 || std::uintptr_t(w.data.row_stride) * size_of(w.data.dtype) % kAlign == 0);
+  return reinterpret_cast<std::uintptr_t>(v.data) % kAlign == 0 &&
+         (v.rows <= 1 || std::uintptr_t(v.row_stride) * size_of(v.dtype) % kAlign == 0);
+}
+bool aligned(const quant::Weight& w) {
+  return aligned(w.data) && (!w.is_int4() || aligned(w.scale));
 }
 
 WeightRef ref(const quant::Weight& w) {
@@ -65,7 +68,7 @@ void dense(cudaStream_t stream, int processors, const View& x, const quant::Weig
   g.swiglu = up != nullptr;
   g.token_tile = !tensor_cores ? kSimpleTokenTile
                  : is_integer(w.data.dtype)
-                     ? integer_tile(x.rows)
+                     ? integer_tile(x.rows, w.n(), g.swiglu, processors)
                      : dense_tile(x.rows, w.n(), false, g.swiglu, processors);
   set_input(g.args, x);
   set_dense(g.args, w, up, x.rows, g.token_tile);
@@ -75,7 +78,7 @@ void dense(cudaStream_t stream, int processors, const View& x, const quant::Weig
   if (g.token_tile == kTmaTile)
     gemm_tma(stream, g, {{&g.args.weight, 1}, {&g.args.up_weight, 1}}, processors);
   else
-    gemm(stream, g, tensor_cores);
+    gemm(stream, g, tensor_cores, processors);
 }
 
 void set_input(GemmArgs& args, const E4m3Rows& x) {
@@ -239,7 +242,7 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   Gemm g{};
   const bool tiled = e4m3 ? all_aligned : tensor_cores;
   g.token_tile = !tiled                    ? e4m3 ? kUnalignedE4m3Tile : kSimpleTokenTile
-                 : is_integer(weight_type) ? integer_tile(tokens)
+                 : is_integer(weight_type) ? integer_expert_tile(tokens)
                                            : expert_tile(tokens, experts);
   const bool tma = g.token_tile == kTmaTile;
   g.x_type = op.x.dtype;
@@ -271,7 +274,7 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
     if (tma)
       gemm_tma(stream_, g, {g.swiglu ? gate : down, up}, processors_);
     else
-      e4m3 ? gemm_e4m3(stream_, g, all_aligned) : gemm(stream_, g, tensor_cores);
+      e4m3 ? gemm_e4m3(stream_, g, all_aligned) : gemm(stream_, g, tensor_cores, processors_);
   };
   g.args.tiles = groups.tiles;
   g.args.tile_count = groups.tile_count;

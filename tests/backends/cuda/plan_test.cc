@@ -43,11 +43,23 @@ TEST(ExpertTile, IsThatOfPromptsForFewExperts) {
   EXPECT_EQ(expert_tile(100000, kMostTmaExperts + 1), kLargestTileWithoutTma);
 }
 
-TEST(IntegerTile, IsTheSmallestThatHoldsTheTokens) {
-  EXPECT_EQ(integer_tile(1), 8);
-  EXPECT_EQ(integer_tile(9), 16);
-  EXPECT_EQ(integer_tile(33), 64);
-  EXPECT_EQ(integer_tile(5000), kLargestTileWithoutTma);
+TEST(IntegerTile, HoldsTheTokensWhereThatMakesEnoughBlocks) {
+  const auto tile = [](std::int64_t tokens, std::int64_t n) {
+    return integer_tile(tokens, n, false, 132);
+  };
+  EXPECT_EQ(tile(1, 6144), 8);
+  EXPECT_EQ(tile(9, 32000), 16);
+  EXPECT_EQ(tile(9, 6144), 8);  // 96 row tiles of 64
+  EXPECT_EQ(tile(33, 32000), 64);
+  EXPECT_EQ(tile(64, 6144), 32);  // 24 row tiles of 256
+  EXPECT_EQ(tile(2048, 4096), kLargestTileWithoutTma);
+}
+
+TEST(IntegerExpertTile, IsTheSmallestThatHoldsTheTokens) {
+  EXPECT_EQ(integer_expert_tile(1), 8);
+  EXPECT_EQ(integer_expert_tile(9), 16);
+  EXPECT_EQ(integer_expert_tile(33), 64);
+  EXPECT_EQ(integer_expert_tile(5000), kLargestTileWithoutTma);
 }
 
 // The most tiles over every way to spread `slots` over `experts`.

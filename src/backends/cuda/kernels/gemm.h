@@ -75,20 +75,20 @@ struct HostWeights {
 // device of `processors` multiprocessors.
 void gemm_tma(cudaStream_t, const Gemm&, const HostWeights& host, int processors);
 // int8 and int4 (u8) weights with 16-bit x: token_tile is one of kTokenTiles up to
-// kLargestTileWithoutTma. Weight rows start at 16 bytes.
-void gemm_int8(cudaStream_t, const Gemm&);
-void gemm_int4(cudaStream_t, const Gemm&);
+// kLargestTileWithoutTma. Rows of weights and of int4's scales start at 16 bytes.
+void gemm_int8(cudaStream_t, const Gemm&, int processors);
+void gemm_int4(cudaStream_t, const Gemm&, int processors);
 // Any of the float types, and integer weights, sums in f32 by fused multiply-adds: token_tile is
 // kSimpleTokenTile.
 void gemm_simple(cudaStream_t, const Gemm&);
 
 inline bool is_integer(DType weights) { return weights == DType::i8 || weights == DType::u8; }
 
-inline void gemm(cudaStream_t stream, const Gemm& g, bool tensor_cores) {
+inline void gemm(cudaStream_t stream, const Gemm& g, bool tensor_cores, int processors) {
   if (!tensor_cores)
     gemm_simple(stream, g);
   else if (is_integer(g.w_type))
-    g.w_type == DType::i8 ? gemm_int8(stream, g) : gemm_int4(stream, g);
+    g.w_type == DType::i8 ? gemm_int8(stream, g, processors) : gemm_int4(stream, g, processors);
   else
     gemm_wgmma(stream, g);
 }

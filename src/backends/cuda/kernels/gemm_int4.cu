@@ -3,6 +3,8 @@
 
 namespace ostro::cuda {
 
-void gemm_int4(cudaStream_t stream, const Gemm& g) { start_gemm_integer_type<4>(stream, g); }
+void gemm_int4(cudaStream_t stream, const Gemm& g, int processors) {
+  start_gemm_integer_type<4>(stream, g, processors);
+}
 
 }  // namespace ostro::cuda

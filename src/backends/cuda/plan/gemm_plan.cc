@@ -40,7 +40,13 @@ int expert_tile(std::int64_t tokens, std::int64_t experts) {
   return experts <= kMostTmaExperts ? tile : std::min(tile, kLargestTileWithoutTma);
 }
 
-int integer_tile(std::int64_t tokens) {
+int integer_tile(std::int64_t tokens, std::int64_t n, bool swiglu, int processors) {
+  const std::int64_t held = std::min<std::int64_t>(tokens, kLargestTileWithoutTma);
+  return largest_that_fills(smallest_that_holds(held), tokens, n, processors,
+                            [&](int tile) { return integer_outputs_of(tile, swiglu); });
+}
+
+int integer_expert_tile(std::int64_t tokens) {
   return std::min(*smallest_that_holds(tokens), kLargestTileWithoutTma);
 }
 

@@ -28,6 +28,10 @@ inline constexpr int kSimpleTokenTile = 64;
 inline constexpr int outputs_of(int token_tile, bool e4m3, bool swiglu) {
   return token_tile == kTmaTile ? swiglu ? 128 : 256 : e4m3 && swiglu ? 128 : 64;
 }
+// Of integer weights.
+inline constexpr int integer_outputs_of(int token_tile, bool swiglu) {
+  return token_tile < 64 ? 64 : swiglu ? 128 : 256;
+}
 
 // For rows that all have one weight of n rows: the largest tile, of those that are not larger than
 // needed, which gives most `processors` a block. Smaller ones read the weights again, from L2.
@@ -37,8 +41,9 @@ int dense_tile(std::int64_t tokens, std::int64_t n, bool e4m3, bool swiglu, int 
 // read twice when it does; a tile costs shared memory, not time: rows that are not there are
 // neither loaded nor stored.
 int expert_tile(std::int64_t tokens, std::int64_t experts);
-// Of integer weights, routed or not.
-int integer_tile(std::int64_t tokens);
+// The same two for integer weights.
+int integer_tile(std::int64_t tokens, std::int64_t n, bool swiglu, int processors);
+int integer_expert_tile(std::int64_t tokens);
 
 // No routing of `slots` rows to `experts` makes more tiles: each expert has at most one that is not
 // full.

@@ -16,6 +16,12 @@ __device__ inline void copy16(std::uint32_t to, const void* from, int bytes) {
                : "memory");
 }
 
+// All 16 bytes.
+__device__ inline void copy16(std::uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from)
+               : "memory");
+}
+
 // The same from registers, at once.
 __device__ inline void store16(std::uint32_t to, uint4 x) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z),
