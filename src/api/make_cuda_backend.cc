@@ -23,9 +23,17 @@ std::unique_ptr<ops::Backend> find_cuda_backend(const Log& log, int device) {
 
 std::string nccl_version() { return comm::nccl::version_text(comm::nccl::load().version); }
 
-GroupMaker make_nccl_groups(ops::Backend& gpu, int rank, double stall_seconds) {
+GroupMaker make_nccl_groups(ops::Backend& gpu, int rank, double stall_seconds,
+                            PeerMemory peer_memory, const Log& log) {
+  using Use = comm::nccl::UsePeerMemory;
   auto transport = std::make_shared<comm::nccl::Transport>(
-      gpu, comm::nccl::load(), comm::nccl::Options{.rank = rank, .stall_seconds = stall_seconds});
+      gpu, comm::nccl::load(),
+      comm::nccl::Options{.rank = rank,
+                          .stall_seconds = stall_seconds,
+                          .peer_memory = peer_memory == PeerMemory::never    ? Use::never
+                                         : peer_memory == PeerMemory::always ? Use::always
+                                                                             : Use::where_possible,
+                          .log = log});
   return [transport](std::unique_ptr<comm::Communicator> host) {
     return comm::nccl::make_group(transport, std::move(host));
   };

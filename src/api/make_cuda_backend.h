@@ -28,10 +28,15 @@ std::unique_ptr<ops::Backend> find_cuda_backend(const Log& log, int device = 0);
 // none, and in a build without CUDA.
 std::string nccl_version();
 
+// Whether sums go through memory that GPUs of a host map of each other: comm/nccl/transport.h.
+enum class PeerMemory { never, where_possible, always };
+
 // Makes groups of device memory over NCCL (comm/nccl/transport.h) of groups of host memory; `gpu`,
-// a GPU, must outlive it and them. `rank` is this process's among all.
+// a GPU, must outlive it and them. `rank` is this process's among all. The log says how each group
+// talks.
 using GroupMaker =
     std::function<std::unique_ptr<comm::Communicator>(std::unique_ptr<comm::Communicator>)>;
-GroupMaker make_nccl_groups(ops::Backend& gpu, int rank, double stall_seconds);
+GroupMaker make_nccl_groups(ops::Backend& gpu, int rank, double stall_seconds, PeerMemory,
+                            const Log&);
 
 }  // namespace ostro::api

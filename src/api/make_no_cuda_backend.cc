@@ -14,7 +14,7 @@ std::unique_ptr<ops::Backend> find_cuda_backend(const Log&, int) { return nullpt
 
 std::string nccl_version() { OSTRO_THROW(Unsupported, "this build has no CUDA and no NCCL"); }
 
-GroupMaker make_nccl_groups(ops::Backend&, int, double) {
+GroupMaker make_nccl_groups(ops::Backend&, int, double, PeerMemory, const Log&) {
   OSTRO_THROW(Unsupported, "this build has no CUDA and no NCCL");
 }
 

@@ -136,10 +136,10 @@ std::vector<RankGpus> exchange_gpus(comm::Communicator& world, const RankGpus& m
 CommChoice choose_comm(const std::string& comm, std::span<const RankNccl> ranks) {
   using Gpu = RankNccl::Gpu;
   if (comm == "host") return {};
-  const bool must = comm == "nccl";
+  const bool must = comm == "nccl" || comm == "peer";
   for (std::size_t r = 0; r < ranks.size(); ++r) {
     if (ranks[r].gpu == Gpu::own) continue;
-    OSTRO_REQUIRE(!must, "--comm nccl needs a GPU of its own for each rank; rank ", r,
+    OSTRO_REQUIRE(!must, "--comm ", comm, " needs a GPU of its own for each rank; rank ", r,
                   ranks[r].gpu == Gpu::none ? " runs on a CPU" : " shares its GPU");
     return {};
   }

@@ -44,8 +44,8 @@ struct CommChoice {
   std::string reason;  // why not, where it could be expected; for a warning
 };
 
-// `comm` is --comm: auto, nccl or host. Throws InvalidArgument, or Unsupported where NCCL is not
-// there, if it is nccl and a rank cannot; the message names the rank.
+// `comm` is --comm: auto, peer, nccl or host. Throws InvalidArgument, or Unsupported where NCCL is
+// not there, if it is peer or nccl and a rank cannot; the message names the rank.
 CommChoice choose_comm(const std::string& comm, std::span<const RankNccl> ranks);
 
 // What every rank of `world` says of itself. Collective.

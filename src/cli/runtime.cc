@@ -138,8 +138,11 @@ api::GroupMaker device_groups(const RuntimeFlags& flags, const DeviceOfRank& dev
     if (leads) log.info("ranks talk through host memory");
     return {};
   }
-  if (leads) log.info("ranks talk over NCCL ", all[0].version);
-  return api::make_nccl_groups(*device.backend, world.rank(), flags.peers.stall_seconds);
+  const auto peer_memory = flags.comm == "peer"   ? api::PeerMemory::always
+                           : flags.comm == "nccl" ? api::PeerMemory::never
+                                                  : api::PeerMemory::where_possible;
+  return api::make_nccl_groups(*device.backend, world.rank(), flags.peers.stall_seconds,
+                               peer_memory, log);
 }
 
 void check_shape(const RuntimeFlags& flags) {
@@ -163,8 +166,9 @@ void check_sizes(const RuntimeFlags& flags) {
   OSTRO_REQUIRE(flags.kv_fraction >= 0 && flags.kv_fraction <= 1,
                 "--kv_cache_free_gpu_memory_fraction is ", flags.kv_fraction,
                 "; it must be in (0, 1]");
-  OSTRO_REQUIRE(flags.comm == "auto" || flags.comm == "nccl" || flags.comm == "host",
-                "--comm is \"", flags.comm, "\"; it must be auto, nccl or host");
+  OSTRO_REQUIRE(
+      flags.comm == "auto" || flags.comm == "peer" || flags.comm == "nccl" || flags.comm == "host",
+      "--comm is \"", flags.comm, "\"; it must be auto, peer, nccl or host");
   const double stall = flags.peers.stall_seconds;
   OSTRO_REQUIRE(stall >= 1 && stall <= 86400, "--comm_timeout is ", stall,
                 "; it must be from 1 to 86400");
@@ -318,8 +322,9 @@ void RuntimeFlags::add(CLI::App& app) {
       ->capture_default_str();
   app.add_flag("--share_gpus", share_gpus, "ranks of a host may share its GPUs");
   app.add_option("--comm", comm,
-                 "how ranks on GPUs talk: auto (nccl if each has a GPU of its own and NCCL is "
-                 "there), nccl, or host (through host memory)")
+                 "how ranks on GPUs talk: nccl, peer (nccl, but ranks of a host sum in each "
+                 "other's GPU memory), host (through host memory), or auto (peer where it can be, "
+                 "else nccl, else host)")
       ->capture_default_str();
   app.add_option("--comm_timeout", peers.stall_seconds,
                  "seconds that a call inside a step waits for a rank that lives but does not come")

@@ -22,6 +22,20 @@
 
 namespace ostro::comm {
 
+// The end of a layer's part, with s = x summed over ranks as all_reduce_sum() does:
+//   residual += s;  y = weight * residual / rms(residual)     (ops::AddRmsNorm of s)
+// Views, dtypes and eps as there; x means nothing afterwards.
+struct SumAddNorm {
+  View x, residual, weight, y;
+  float eps = 0;
+};
+
+// What the ranks of a group send each other inside steps.
+enum class Traffic {
+  collectives,  // all_reduce_sum, all_gather_columns
+  neighbours    // from rank r to rank r + 1
+};
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -33,6 +47,10 @@ class Communicator {
   // the result is the same bits on every rank and does not depend on the number of rows
   // (batch.invariant). `data` is contiguous.
   virtual void all_reduce_sum(View data) = 0;
+
+  // Does it in one go and returns true, or does nothing and returns false, on all ranks alike: then
+  // all_reduce_sum() and the operation give the same bits.
+  virtual bool sum_add_norm(const SumAddNorm&) { return false; }
 
   // Rank r's `part` [rows, cols_r] lands in columns [sum of the cols before r, + cols_r) of every
   // rank's `whole` [rows, cols], where cols_r is the size of part_of(cols, r, ranks).
@@ -52,6 +70,9 @@ class Communicator {
   // more than 64 messages of `bytes` together to receive. Collective, once for a group, before any
   // message in it: each rank names one other. Throws DeviceError if there is no memory for it.
   virtual void buffer_sends(int to, std::size_t bytes) = 0;
+  // Makes the connections and the memory that such traffic takes, before others divide what memory
+  // is left. Collective, once for a group.
+  virtual void connect(Traffic) {}
   // Moves on what is on its way, at almost no cost: to be called now and then while computing.
   virtual void progress() {}
 

@@ -65,6 +65,8 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
   if (backend.device() != Device::cpu) {
     tp_ = on_device(std::move(tp_));
     pp_ = on_device(std::move(pp_));
+    tp_->connect(comm::Traffic::collectives);
+    pp_->connect(comm::Traffic::neighbours);
   }
 
   const bool cpu = backend.device() == Device::cpu;

@@ -244,12 +244,19 @@ void Model::compute() {
     groups_.pp->progress();
   }
   if (shape_.last_stage) return head();
+  add_branch({}, {});
+}
 
-  backend_.run(ops::AddRmsNorm{.x = now.branch,
-                               .residual = now.residual,
-                               .weight = {},
-                               .y = {},
-                               .eps = float(config_.norm_eps)});
+// What the ranks' branches sum to goes to the residual stream, and its norm to h.
+void Model::add_branch(const View& weight, const View& h) {
+  const auto& now = buffers_->now;
+  const float eps = float(config_.norm_eps);
+  if (groups_.tp->sum_add_norm(
+          {.x = now.branch, .residual = now.residual, .weight = weight, .y = h, .eps = eps}))
+    return;
+  groups_.tp->all_reduce_sum(now.branch);
+  backend_.run(ops::AddRmsNorm{
+      .x = now.branch, .residual = now.residual, .weight = weight, .y = h, .eps = eps});
 }
 
 void Model::receive_from_previous() {
@@ -339,18 +346,20 @@ void Model::embed() {
   if (by_vocab) groups_.tp->all_reduce_sum(b.now.residual);
 }
 
-void Model::layer(std::size_t index, bool add_branch) {
+void Model::layer(std::size_t index, bool has_branch) {
   const LayerWeights& w = weights_.layers[index];
   Buffers& b = *buffers_;
   const auto& now = b.now;
-  const float eps = float(config_.norm_eps);
   const std::int64_t heads = shape_.heads.size();
 
-  backend_.run(ops::AddRmsNorm{.x = add_branch ? now.branch : View{},
-                               .residual = now.residual,
-                               .weight = w.attention_norm,
-                               .y = now.h,
-                               .eps = eps});
+  if (has_branch)
+    add_branch(w.attention_norm, now.h);
+  else
+    backend_.run(ops::AddRmsNorm{.x = {},
+                                 .residual = now.residual,
+                                 .weight = w.attention_norm,
+                                 .y = now.h,
+                                 .eps = float(config_.norm_eps)});
   backend_.run(ops::Linear{.x = now.h, .w = w.qkv, .y = now.qkv, .activations = activations_});
   backend_.run(ops::RotaryAppend{.qkv = now.qkv,
                                  .cos_sin = now.cos_sin,
@@ -366,10 +375,8 @@ void Model::layer(std::size_t index, bool add_branch) {
                                    .window = config_.window});
   backend_.run(
       ops::Linear{.x = now.attention, .w = w.o, .y = now.branch, .activations = activations_});
-  groups_.tp->all_reduce_sum(now.branch);
 
-  backend_.run(ops::AddRmsNorm{
-      .x = now.branch, .residual = now.residual, .weight = w.mlp_norm, .y = now.h, .eps = eps});
+  add_branch(w.mlp_norm, now.h);
   const std::int64_t own = shape_.layers.begin + std::int64_t(index);
   if (w.router)
     backend_.run(ops::Route{.x = now.h,
@@ -386,18 +393,13 @@ void Model::layer(std::size_t index, bool add_branch) {
                               .first_expert = shape_.experts.begin,
                               .y = now.branch,
                               .activations = activations_});
-  groups_.tp->all_reduce_sum(now.branch);
 }
 
 // Normalises every row, since that is cheap, but multiplies the head for the wanted rows only.
 void Model::head() {
   const auto& now = buffers_->now;
   if (now.logits.rows == 0) return;
-  backend_.run(ops::AddRmsNorm{.x = now.branch,
-                               .residual = now.residual,
-                               .weight = weights_.norm,
-                               .y = now.h,
-                               .eps = float(config_.norm_eps)});
+  add_branch(weights_.norm, now.h);
   backend_.run(ops::GatherRows{.x = now.h, .rows = now.arrays.logit_rows, .y = now.last});
   const View& part = now.logits_part ? now.logits_part : now.logits;
   backend_.run(ops::Linear{.x = now.last, .w = weights_.lm_head, .y = part});

@@ -75,7 +75,8 @@ class Model {
   void embed();
   void receive_from_previous();
   void send_to_next();
-  void layer(std::size_t index, bool add_branch);
+  void layer(std::size_t index, bool has_branch);
+  void add_branch(const View& weight, const View& h);
   void head();
 
   ModelConfig config_;

@@ -92,6 +92,7 @@ TEST(ChooseComm, TakesNcclWhereEveryRankHasAGpuOfItsOwn) {
   const std::vector<RankNccl> all{with("2.28.9"), with("2.28.9")};
   EXPECT_TRUE(choose_comm("auto", all).nccl);
   EXPECT_TRUE(choose_comm("nccl", all).nccl);
+  EXPECT_TRUE(choose_comm("peer", all).nccl);
   EXPECT_FALSE(choose_comm("host", all).nccl);
   EXPECT_EQ(choose_comm("host", all).reason, "");
 }
@@ -106,6 +107,8 @@ TEST(ChooseComm, GoesThroughTheHostWhereOneHasNoGpuOfItsOwn) {
   all[1].gpu = RankNccl::Gpu::none;
   EXPECT_EQ(message_of<InvalidArgument>([&] { choose_comm("nccl", all); }),
             "--comm nccl needs a GPU of its own for each rank; rank 1 runs on a CPU");
+  EXPECT_EQ(message_of<InvalidArgument>([&] { choose_comm("peer", all); }),
+            "--comm peer needs a GPU of its own for each rank; rank 1 runs on a CPU");
 }
 
 TEST(ChooseComm, SaysWhereNcclIsMissingOrAnother) {

@@ -1,5 +1,7 @@
 #include "backends/cuda/backend.h"
 
+#include <cstdlib>
+
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/kernels/attention.h"
 #include "backends/cuda/kernels/copy_blocks.h"
@@ -29,8 +31,10 @@ void check_driver() {
                   " needs one");
   OSTRO_SUPPORTED(status != cudaErrorInsufficientDriver, "the NVIDIA driver is for CUDA ",
                   version(driver), "; this build needs one for CUDA ", version(runtime));
-  OSTRO_SUPPORTED(status != cudaSuccess && status != cudaErrorNoDevice,
-                  "this machine has no GPU that CUDA may use");
+  const char* const visible = std::getenv("CUDA_VISIBLE_DEVICES");
+  OSTRO_SUPPORTED(
+      status != cudaSuccess && status != cudaErrorNoDevice, "there is no GPU that CUDA may use",
+      visible ? text(": CUDA_VISIBLE_DEVICES is \"", visible, '"') : " on this machine");
   OSTRO_CUDA(status);
 }
 

@@ -8,7 +8,9 @@
 #include "backends/cuda/memory.h"
 #include "base/clock.h"
 #include "comm/contract.h"
+#include "comm/nccl/peer_memory.h"
 #include "comm/nccl/transport.h"
+#include "ops/norm.h"
 
 namespace ostro::comm::nccl {
 namespace {
@@ -33,7 +35,9 @@ class Group final : public Communicator, private Watch::Member {
   int rank() const override { return host_->rank(); }
   int ranks() const override { return host_->ranks(); }
 
+  void connect(Traffic) override;
   void all_reduce_sum(View data) override;
+  bool sum_add_norm(const SumAddNorm&) override;
   void all_gather_columns(View part, View whole) override;
   void send(View data, int to) override;
   void receive(View data, int from) override;
@@ -59,10 +63,15 @@ class Group final : public Communicator, private Watch::Member {
   void start();
   void name_members();
   bool finalized();
+  void open_peer_memory();
+  void close_peer_memory() noexcept;
 
   // Calls enqueue(), which returns a Result, as the call `name` of `bytes`.
   template <class Enqueue>
   void call(const char* name, std::size_t bytes, Enqueue enqueue);
+  // The same for what enqueues kernels of Ostro's own.
+  template <class Enqueue>
+  void call_peers(const char* name, const View& data, Enqueue enqueue);
   void settle(Result result, const char* name);
   Result state(const char* name) const;
   [[noreturn]] void fail(Result result, const char* name) const;
@@ -79,8 +88,10 @@ class Group final : public Communicator, private Watch::Member {
   std::shared_ptr<Transport> transport_;
   std::unique_ptr<Communicator> host_;
   Comm comm_ = nullptr;
+  std::unique_ptr<PeerMemory> peers_;
   Buffer scratch_;
   std::string members_;  // "ranks 0, 1"
+  std::string sums_;     // how they are made, for the log
 };
 
 // ---- life
@@ -102,8 +113,10 @@ Group::Group(std::shared_ptr<Transport> transport, std::unique_ptr<Communicator>
 
 Group::~Group() {
   transport_->watch().remove(*this);
-  if (comm_ && std::uncaught_exceptions() == 0 && finalized())
+  if (comm_ && std::uncaught_exceptions() == 0 && finalized()) {
     library().CommDestroy(std::exchange(comm_, nullptr));
+    close_peer_memory();
+  }
   abort();
 }
 
@@ -144,7 +157,47 @@ bool Group::finalized() {
 }
 
 void Group::abort() noexcept {
+  if (peers_) peers_->stop();
   if (comm_) library().CommAbort(std::exchange(comm_, nullptr));
+}
+
+// Calls NCCL as steps will, since it makes connections and their buffers at the first call of a
+// kind and size.
+void Group::connect(Traffic traffic) {
+  constexpr std::int64_t kMostElements = 2 << 20;
+  constexpr std::int64_t kColumns = 1024;
+  const Buffer memory = cuda::allocate_device(std::size_t(kMostElements) * sizeof(float), stream());
+  if (traffic == Traffic::neighbours) {
+    const View message = memory.view(DType::f32, 1, kMostElements);
+    if (rank() > 0) receive(message, rank() - 1);
+    if (rank() + 1 < ranks()) send(message, rank() + 1);
+  } else {
+    for (std::int64_t n = kColumns; n <= kMostElements; n *= 2)
+      all_reduce_sum(memory.view(DType::f32, n / kColumns, kColumns));
+    const View whole = memory.view(DType::f32, 1, kMostElements);
+    all_gather_columns(whole.cols_of(part_of(kMostElements, rank(), ranks())), whole);
+  }
+  transport_->wait();
+  if (traffic == Traffic::collectives) open_peer_memory();
+  if (rank() == 0)
+    transport_->log().info(members_, " talk over NCCL ", version_text(library().version), sums_);
+}
+
+void Group::open_peer_memory() {
+  const UsePeerMemory use = transport_->peer_memory();
+  std::string why = "--comm nccl";
+  if (use != UsePeerMemory::never) peers_ = PeerMemory::open(*host_, transport_->queue(), why);
+  OSTRO_SUPPORTED(peers_ || use != UsePeerMemory::always, members_,
+                  " cannot write to each other's memory (--comm peer): ", why);
+  sums_ = peers_ ? ", and sum in each other's memory" : ", sums too: " + why;
+}
+
+void Group::close_peer_memory() noexcept {
+  try {
+    if (peers_) peers_->close(*host_);
+  } catch (const Error&) {
+    // Another rank has failed, which is told elsewhere.
+  }
 }
 
 // ---- errors
@@ -192,6 +245,15 @@ void Group::call(const char* name, std::size_t bytes, Enqueue enqueue) {
     transport_->watch().called({.name = name, .bytes = bytes, .group = &members_});
 }
 
+template <class Enqueue>
+void Group::call_peers(const char* name, const View& data, Enqueue enqueue) {
+  OSTRO_CHECK(comm_, name, " of ", members_, " after the group has failed");
+  OSTRO_CUDA(cudaSetDevice(transport_->queue().device));
+  enqueue(stream(), peers_->peers(), cuda::peer_sum_in_two_rounds(ranks(), data.rows * data.cols));
+  if (!transport_->recording())
+    transport_->watch().called({.name = name, .bytes = data.bytes(), .group = &members_});
+}
+
 template <class Exchange>
 Result Group::with_each_peer(Exchange exchange) const {
   const auto bad = [](Result r) { return r != kSuccess && r != kInProgress; };
@@ -209,6 +271,10 @@ void Group::all_reduce_sum(View data) {
               " with row stride ", data.row_stride);
   const std::int64_t n = data.rows * data.cols;
   if (n == 0) return;
+  if (peers_ && cuda::peer_sum_takes(data))
+    return call_peers("all_reduce_sum", data, [&](auto stream, const auto& peers, bool two) {
+      cuda::peer_sum(stream, peers, data, two);
+    });
   float* const x = data.as<float>();
   if (ranks() == 2)
     return call("all_reduce_sum", data.bytes(), [&] {
@@ -219,6 +285,17 @@ void Group::all_reduce_sum(View data) {
   const std::int64_t piece = std::int64_t(kScratchBytes / sizeof(float)) / ranks() * ranks();
   for (std::int64_t at = 0; at < n; at += piece)
     reduce_in_two_rounds(x + at, std::min(piece, n - at));
+}
+
+bool Group::sum_add_norm(const SumAddNorm& op) {
+  if (!peers_ || on_host(op.x) || op.x.rows == 0) return false;
+  const cuda::PeerSumNorm sum{op.x, op.residual, op.weight, op.y, op.eps};
+  if (!cuda::peer_sum_norm_takes(sum)) return false;
+  ops::check(ops::AddRmsNorm{op.x, op.residual, op.weight, op.y, op.eps});
+  call_peers("sum_add_norm", op.x, [&](auto stream, const auto& peers, bool two) {
+    cuda::peer_sum_norm(stream, peers, sum, two);
+  });
+  return true;
 }
 
 void Group::reduce_in_one_round(float* data, std::size_t n) {

@@ -11,7 +11,7 @@ Transport::Transport(ops::Backend& gpu, Library library, const Options& options)
     : gpu_(gpu),
       library_(std::move(library)),
       queue_(cuda::queue_of(gpu)),
-      rank_(options.rank),
+      options_(options),
       events_(Watch::kSlots),
       watch_(options.rank, options.stall_seconds, marks()) {
   ::setenv("NCCL_NVLS_ENABLE", "0", 1);

@@ -13,6 +13,9 @@
 // NCCL's all-reduce; of more ranks NCCL only moves the data, and a kernel sums in rank order, as on
 // a host: the same bits as any other transport at any size (batch.invariant).
 //
+// Peer memory. Ranks whose GPUs can write to each other's memory sum small data and what comes with
+// it without NCCL (peer_memory.h), in rank order too, if `peer_memory` lets them: the same bits.
+//
 // Time. A call that does not end, NCCL's own errors and the failure of another rank are seen while
 // the backend waits for its queue (watch.h): they abort the groups, and the wait throws
 // DeviceError.
@@ -27,15 +30,20 @@
 #include <vector>
 
 #include "backends/cuda/queue.h"
+#include "base/log.h"
 #include "comm/communicator.h"
 #include "comm/nccl/library.h"
 #include "comm/nccl/watch.h"
 
 namespace ostro::comm::nccl {
 
+enum class UsePeerMemory { never, where_possible, always };
+
 struct Options {
   int rank = 0;                // of this process among all, for messages
   double stall_seconds = 300;  // how long a rank that lives may keep the others waiting
+  UsePeerMemory peer_memory = UsePeerMemory::where_possible;
+  Log log = {};  // rank 0 of each group says how its ranks talk
 };
 
 // What the groups of one GPU share. `gpu` must outlive it and every group.
@@ -48,7 +56,10 @@ class Transport {
 
   const Library& library() const { return library_; }
   const cuda::Queue& queue() const { return queue_; }
-  int rank() const { return rank_; }
+  int rank() const { return options_.rank; }
+  UsePeerMemory peer_memory() const { return options_.peer_memory; }
+  const Log& log() const { return options_.log; }
+  void wait() { gpu_.wait(); }
   Watch& watch() { return watch_; }
 
   // Whether what joins the queue now is being recorded.
@@ -60,7 +71,7 @@ class Transport {
   ops::Backend& gpu_;
   Library library_;
   cuda::Queue queue_;
-  int rank_;
+  Options options_;
   std::vector<cudaEvent_t> events_;
   Watch watch_;
 };

@@ -6,6 +6,7 @@
 
 #include "backends/cuda/plan/attention_plan.h"
 #include "backends/cuda/plan/gemm_plan.h"
+#include "backends/cuda/plan/peer_plan.h"
 #include "base/math.h"
 
 namespace ostro::cuda {
@@ -140,6 +141,27 @@ TEST(AttentionPlan, SplitsLongContextsOfFewRequests) {
   prompt.wgmma = false;
   EXPECT_EQ(plan_attention(prompt, 132).splits, 2048 / kSplitTokens);
   EXPECT_EQ(plan_attention({}, 132).row_tiles, 0);
+}
+
+TEST(PeerSum, GoesInTwoRoundsWhereThatSavesMoreThanTheSecondWait) {
+  // Of two ranks each sends as much either way.
+  for (const std::int64_t rows : {1, 128, 8192})
+    EXPECT_FALSE(peer_sum_in_two_rounds(2, rows * 4096)) << rows;
+  // Rows of 32 KB: of 4 ranks a row saves 3 - 1.5 of them, of 8 ranks 7 - 1.75.
+  EXPECT_FALSE(peer_sum_in_two_rounds(4, 15 * 4096));
+  EXPECT_TRUE(peer_sum_in_two_rounds(4, 16 * 4096));
+  EXPECT_FALSE(peer_sum_in_two_rounds(8, 4 * 4096));
+  EXPECT_TRUE(peer_sum_in_two_rounds(8, 5 * 4096));
+}
+
+TEST(PeerSum, LeavesLargeSumsToNccl) {
+  EXPECT_TRUE(peer_sum_pays(512 * 4096));
+  EXPECT_FALSE(peer_sum_pays(512 * 4096 + 4));
+}
+
+TEST(PeerSum, LaysOutAPlaceForEachRankAndTheSum) {
+  // 2 places of 3 tables of 128 rows of 48 KB.
+  EXPECT_EQ(peer_bytes(2), std::size_t{2} * 3 * 128 * 49152);
 }
 
 }  // namespace

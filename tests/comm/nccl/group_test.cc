@@ -21,7 +21,9 @@ class ThroughGpu final : public Communicator {
   ThroughGpu(ops::Backend& gpu, std::shared_ptr<nccl::Transport> transport,
              std::unique_ptr<Communicator> host)
       : gpu_(gpu), transport_(std::move(transport)), host_(std::move(host)) {
-    if (host_->ranks() > 1) group_ = nccl::make_group(transport_, host_->split(0, host_->rank()));
+    if (host_->ranks() == 1) return;
+    group_ = nccl::make_group(transport_, host_->split(0, host_->rank()));
+    group_->connect(Traffic::collectives);
   }
 
   int rank() const override { return host_->rank(); }
@@ -91,20 +93,24 @@ class ThroughGpu final : public Communicator {
 
 int gpus = 0;
 
+using nccl::UsePeerMemory;
+
 void expect_all_do(void (*body)(Communicator&)) {
-  for (int ranks = 2; ranks <= std::min(gpus, 4); ++ranks) {
-    const Ending end = run_ranks(ranks, [&](World& world) {
-      Communicator& host = world.communicator();
-      const auto gpu = cuda::make_backend(host.rank());
-      ThroughGpu group(
-          *gpu,
-          std::make_shared<nccl::Transport>(*gpu, nccl::load(), nccl::Options{.rank = host.rank()}),
-          host.split(0, host.rank()));
-      body(group);
-    });
-    EXPECT_EQ(end.code, 0) << ranks << " ranks: " << end.message;
-    EXPECT_TRUE(end.none_left);
-  }
+  for (const UsePeerMemory use : {UsePeerMemory::never, UsePeerMemory::where_possible})
+    for (int ranks = 2; ranks <= std::min(gpus, 4); ++ranks) {
+      const Ending end = run_ranks(ranks, [&](World& world) {
+        Communicator& host = world.communicator();
+        const auto gpu = cuda::make_backend(host.rank());
+        ThroughGpu group(
+            *gpu,
+            std::make_shared<nccl::Transport>(
+                *gpu, nccl::load(), nccl::Options{.rank = host.rank(), .peer_memory = use}),
+            host.split(0, host.rank()));
+        body(group);
+      });
+      EXPECT_EQ(end.code, 0) << ranks << " ranks: " << end.message;
+      EXPECT_TRUE(end.none_left);
+    }
 }
 
 TEST(NcclGroup, SumsInRankOrder) { expect_all_do(sums_in_rank_order); }
@@ -115,17 +121,17 @@ TEST(NcclGroup, SplitsIntoGroups) { expect_all_do(splits_into_groups); }
 TEST(NcclGroup, KeepsGroupsApart) { expect_all_do(keeps_groups_apart); }
 
 // A rank that lives but does not come: the other says what it waits for, and both end.
-TEST(NcclGroup, NamesTheCallThatDoesNotEnd) {
-  const Ending end = run_ranks(2, [](World& world) {
+void expect_a_name_of_the_call(UsePeerMemory use) {
+  const Ending end = run_ranks(2, [use](World& world) {
     Communicator& host = world.communicator();
     const auto gpu = cuda::make_backend(host.rank());
     const auto transport = std::make_shared<nccl::Transport>(
-        *gpu, nccl::load(), nccl::Options{.rank = host.rank(), .stall_seconds = 2});
+        *gpu, nccl::load(),
+        nccl::Options{.rank = host.rank(), .stall_seconds = 2, .peer_memory = use});
     const auto group = nccl::make_group(transport, host.split(0, host.rank()));
+    group->connect(Traffic::collectives);
     const Buffer memory = gpu->allocate(4096);
     const View data = memory.view(DType::f32, 1, 1024);
-    group->all_reduce_sum(data);  // makes the connections
-    gpu->wait();
     if (host.rank() == 0) {
       group->all_reduce_sum(data);
       gpu->wait();
@@ -133,12 +139,17 @@ TEST(NcclGroup, NamesTheCallThatDoesNotEnd) {
     host.barrier();
   });
   EXPECT_EQ(end.code, 4);
-  EXPECT_NE(end.message.find("all_reduce_sum of 4096 bytes of ranks 0, 1 (call 2 of rank 0) has "
-                             "not ended after 2 s"),
+  EXPECT_NE(end.message.find("all_reduce_sum of 4096 bytes of ranks 0, 1 (call "),
             std::string::npos)
+      << end.message;
+  EXPECT_NE(end.message.find(" of rank 0) has not ended after 2 s"), std::string::npos)
       << end.message;
   EXPECT_LT(end.seconds, 30);
   EXPECT_TRUE(end.none_left);
+}
+TEST(NcclGroup, NamesTheCallThatDoesNotEnd) { expect_a_name_of_the_call(UsePeerMemory::never); }
+TEST(NcclGroup, NamesTheCallInPeerMemoryThatDoesNotEnd) {
+  expect_a_name_of_the_call(UsePeerMemory::where_possible);
 }
 
 // In a process of its own: one that has asked CUDA anything cannot fork ranks that use it.
