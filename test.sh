@@ -177,8 +177,10 @@ fi
 if [ $slow = 1 ]; then
   start_soak
   # Left out under AddressSanitizer, for the whole to stay within the hour: the long runs of the
-  # program, whose code the tests of the layers below reach.
-  long_runs='^e2e\.(golden|ranks|pipeline|batch_invariance|fp8|cli|commands)$|^server\.bench$'
+  # program, whose code the tests of the layers below reach, and those of ops that spend most of
+  # their time in references; engine.* runs the same kernels.
+  long_runs='^e2e\.(golden|ranks|pipeline|batch_invariance|fp8|weight_only|cli|commands)$'
+  long_runs+='|^server\.bench$|^ops\.(linear|moe|sample)$'
   stage 'asan build' eval "configure asan && cmake --build build/asan -j $jobs" &&
     stage 'asan tests' run_ctest asan -L fast -E "$long_runs"
   # For the same reason only the tests of what has threads. Of ranks, which are processes,
