@@ -213,7 +213,15 @@ Guide slow(int i) {
 // has many tries, one of which must do.
 constexpr int kTries = 200;
 
-TEST(GuideTime, WhatTakesTooLongIsRefusedAndRememberedAllTheSame) {
+// What was given up ends before the next test and the process do; their time limit is its end.
+class GuideTime : public testing::Test {
+ protected:
+  void TearDown() override {
+    while (threads_at_work() > 0) std::this_thread::yield();
+  }
+};
+
+TEST_F(GuideTime, WhatTakesTooLongIsRefusedAndRememberedAllTheSame) {
   Compiler compiler(vocabulary(), kVocab, {.time_limit = std::chrono::milliseconds(1)});
   std::string refusal;
   int i = 0;
@@ -231,7 +239,7 @@ TEST(GuideTime, WhatTakesTooLongIsRefusedAndRememberedAllTheSame) {
 }
 
 // Also after its compiler, as long as it takes.
-TEST(GuideTime, WhatWasGivenUpIsCounted) {
+TEST_F(GuideTime, WhatWasGivenUpIsCounted) {
   EXPECT_EQ(threads_at_work(), 0);
   bool counted = false;
   for (int i = 0; !counted && i < kTries; ++i) {
@@ -243,15 +251,14 @@ TEST(GuideTime, WhatWasGivenUpIsCounted) {
     }
   }
   EXPECT_TRUE(counted);
-  while (threads_at_work() > 0) std::this_thread::yield();  // the test's time limit is its end
 }
 
-TEST(GuideTime, NobodyWaitsForAPlace) {
+TEST_F(GuideTime, NobodyWaitsForAPlace) {
   Compiler compiler(vocabulary(), kVocab, {.time_limit = std::chrono::hours(1), .at_work = 0});
   EXPECT_EQ(compiler.compile({Kind::regex, "a", false}), nullptr);
 }
 
-TEST(GuideTime, WhatWasGivenUpIsStillAtWork) {
+TEST_F(GuideTime, WhatWasGivenUpIsStillAtWork) {
   Compiler compiler(vocabulary(), kVocab,
                     {.time_limit = std::chrono::milliseconds(1), .at_work = 1});
   const auto is_null = [&](const Guide& guide) {
