@@ -79,9 +79,12 @@ struct Ahead {
 
   std::int64_t lines() const { return rows * row_lines; }
   void fetch(std::int64_t count) {
-    for (; count > 0 && rows > 0; --count) {
-      _mm_prefetch(row + line * 64, _MM_HINT_T1);
-      if (++line < row_lines) continue;
+    while (count > 0 && rows > 0) {
+      const std::int64_t here = least(count, row_lines - line);
+      for (std::int64_t l = line; l < line + here; ++l) _mm_prefetch(row + l * 64, _MM_HINT_T1);
+      count -= here;
+      line += here;
+      if (line < row_lines) return;
       line = 0;
       row += stride;
       --rows;
