@@ -5,8 +5,8 @@
 #
 #   tools/gpu_check.sh [--bench] [REPORT, default build/cuda/gpu_report.txt]
 #   --bench only times. OSTRO_GPU_STEPS="build ops sanitize golden fp8 ranks nccl kernels latency throughput
-#   throughput_long load" chooses the steps; the default is all of them. nccl needs two GPUs and
-#   NCCL, and says so where they are not.
+#   throughput_long load" chooses the steps; the default is all of them but sanitize. nccl needs two
+#   GPUs and NCCL, and says so where they are not.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 build=build/cuda
@@ -15,7 +15,7 @@ if [ "${1:-}" = --bench ]; then
   steps="build $steps"
   shift
 else
-  steps="build ops sanitize golden fp8 ranks nccl $steps"
+  steps="build ops golden fp8 ranks nccl $steps"
 fi
 steps=${OSTRO_GPU_STEPS:-$steps}
 report=${1:-$build/gpu_report.txt}
@@ -59,20 +59,13 @@ if wanted ops; then
   grep -E '^ *[0-9]+/[0-9]+ Test|tests passed' "$logs/gpu_tests.log" | tee -a "$report"
 fi
 
-if wanted sanitize && command -v compute-sanitizer >/dev/null; then
-  for family in attention draw embed linear moe norm rotary sample; do
-    step "memcheck_$family" 300 compute-sanitizer --error-exitcode 9 --print-limit 5 \
-      "$build/bin/gpu_ops_${family}_test"
+# What races, misses a barrier, or touches memory that is not there or not written: a few minutes, so
+# only where it is asked for.
+if wanted sanitize; then
+  for tool in memcheck racecheck synccheck initcheck; do
+    step "$tool" 200 tools/sanitize_ops.sh "$tool"
+    cat "$logs/$tool.log" >>"$report"
   done
-  # Races between the threads of a block, in what shares memory: every kernel once or more.
-  race() {
-    step "racecheck_$1" 300 compute-sanitizer --tool racecheck --error-exitcode 9 --print-limit 5 \
-      "$build/bin/gpu_ops_$1_test" --gtest_filter="$2"
-  }
-  race linear '*ForManyTokens'
-  race moe '*ForMoreChoicesAndF32Weights:Route.MatchesReferenceAtMixtralsSizeAndAtTheLimit'
-  race attention '*AtMixtralsSize:*ForEveryGroup'
-  race norm '*ForEveryWeightTypeAtMixtralsWidth'
 fi
 
 if wanted golden; then
