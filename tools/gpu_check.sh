@@ -51,7 +51,7 @@ if wanted build; then
   step configure 120 cmake --preset cuda "${launcher[@]}" || exit 1
   # -k 0: the tests of the ops run even if something else does not build.
   step compile 900 cmake --build "$build" -j "$(nproc)" \
-    --target ostro gpu_tests cuda_kernels_bench cuda_upload_bench -- -k 0
+    --target ostro gpu_tests cuda_kernels_bench cuda_upload_bench comm_nccl_bench -- -k 0
 fi
 
 if wanted ops; then
@@ -162,8 +162,10 @@ elif wanted nccl; then
   build_pair
   one=(--engine_dir "$build/tiny_one")
   nccl=(--device cuda --comm nccl)
+  peer=(--device cuda --comm peer)
   step nccl_ids_cpu 60 bash -c 'run_ids "$@"' _ cpu_ids "${one[@]}" --device cpu
   step nccl_ids_tp2 90 bash -c 'same_ids "$@"' _ nccl_tp2 "${one[@]}" "${nccl[@]}" --tp_size 2
+  step nccl_ids_tp2_peer 90 bash -c 'same_ids "$@"' _ nccl_tp2_peer "${one[@]}" "${peer[@]}" --tp_size 2
   step nccl_ids_pp2 90 bash -c 'same_ids "$@"' _ nccl_pp2 "${one[@]}" "${nccl[@]}" --pp_size 2
   step nccl_ids_ep2 90 bash -c 'same_ids "$@"' _ nccl_ep2 --engine_dir "$build/tiny_ep2" "${nccl[@]}"
   step nccl_ids_tp2_no_graphs 90 bash -c 'same_ids "$@"' _ nccl_tp2_no_graphs "${one[@]}" \
@@ -174,8 +176,12 @@ elif wanted nccl; then
   rm -rf "$build/tiny_one" "$build/tiny_ep2"
   step nccl_kill 120 python3 tools/kill_a_rank.py "$build/bin/ostro" bench latency --dummy_weights \
     --preset mixtral-8x7b --n_layer 8 --enable_fp8 --batch_size 8 --input_len 64 --prompt_len 64 \
-    --output_len 20000 "${nccl[@]}" --tp_size 2
+    --output_len 20000 "${peer[@]}" --tp_size 2
   say "      $(tail -1 "$logs/nccl_kill.log")"
+  # How GPUs are named, and sums alone.
+  step nccl_ranks 300 ctest --test-dir "$build" -R 'gpu\.mpi\.|gpu\.comm\.' --output-on-failure
+  step nccl_bench 60 "$build/bin/comm_nccl_bench"
+  cat "$logs/nccl_bench.log" | tee -a "$report"
   # Mixtral 8x7B in fp8: NAME flags...
   nccl_latency() {
     local name=nccl_latency_$1
@@ -186,9 +192,20 @@ elif wanted nccl; then
     cat "$logs/$name.log" | tee -a "$report"
   }
   nccl_latency one
-  nccl_latency tp2 --tp_size 2 --comm nccl
+  nccl_latency tp2 --tp_size 2 --comm peer
+  nccl_latency tp2_nccl --tp_size 2 --comm nccl
   nccl_latency pp2 --pp_size 2 --comm nccl
   nccl_latency tp2_host --tp_size 2 --comm host
+  nccl_throughput() {  # REQUESTS INPUT OUTPUT
+    local name=nccl_throughput_$1_$2_$3
+    step "$name" 120 "$build/bin/ostro" bench throughput --dummy_weights --device cuda --tp_size 2 \
+      --preset mixtral-8x7b --enable_fp8 --fp8_kv_cache --num_prompts "$1" --input_len "$2" \
+      --output_len "$3" --max_batch_size 1024 --warm_up 1 --log_level off
+    grep -E '^(requests|tokens|steady|ttft|tpot|step) ' "$logs/$name.log" | tee -a "$report"
+  }
+  nccl_throughput 1024 128 128
+  nccl_throughput 512 1000 1000
+  nccl_throughput 256 2048 128
 fi
 
 if wanted kernels; then

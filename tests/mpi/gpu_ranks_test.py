@@ -1,0 +1,94 @@
+"""Ranks with a GPU each: the same tokens as one, and one clear error where there are too few GPUs or
+CUDA_VISIBLE_DEVICES is wrong. Needs two GPUs and NCCL."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "e2e"))
+
+import ostro
+from ostro import GOLDEN
+
+SKIPPED = 77  # ctest's SKIP_RETURN_CODE
+STEPS = 16
+LIMIT_S = 60  # for all that a run does: starting CUDA in each rank takes seconds
+
+
+def require_two_gpus():
+    if not shutil.which("nvidia-smi"):
+        gpus = 0
+    else:
+        listed = subprocess.run(["nvidia-smi", "-L"], stdout=subprocess.PIPE).stdout.decode()
+        gpus = len(re.findall(r"^GPU ", listed, re.M))
+    if gpus < 2:
+        print("skipped: this machine has %d GPU, it takes two" % gpus)
+        sys.exit(SKIPPED)
+
+
+def visible(devices):
+    return {**ostro.environment(), "CUDA_VISIBLE_DEVICES": devices}
+
+
+class GpuRanks(ostro.Case):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.engine = ostro.build(os.path.join(cls.shared, "engine"))
+        cases = ostro.read_json(GOLDEN, "generation.json")["cases"]
+        cls.prompts = [c["input_ids"] for c in cases[:4]]
+
+    def setUp(self):
+        super().setUp()
+        with open(self.path("prompts.csv"), "w") as f:
+            f.writelines(",".join(map(str, ids)) + "\n" for ids in self.prompts)
+
+    def command(self, *flags):
+        return [
+            *(ostro.binary(), "run", "--engine_dir", self.engine, "--device", "cuda"),
+            *("--input_file", self.path("prompts.csv"), "--output_csv", self.path("out.csv")),
+            *("--max_output_len", STEPS, "--end_id", -1, *flags),
+        ]
+
+    def check_refused(self, devices, code, message, *flags):
+        result = ostro.run_command(self.command(*flags), timeout=LIMIT_S, env=visible(devices))
+        self.assertEqual(result.code, code, str(result))
+        lines = [l for l in result.err.splitlines() if l.startswith("ostro: ")]
+        self.assertEqual(len(lines), 1, str(result))
+        self.assertRegex(lines[0], "^ostro: error: " + message + "$")
+        self.assertEqual(result.out, "")
+
+    def test_same_tokens(self):
+        want = self.generate(self.engine, self.prompts, STEPS)
+        for comm in ("auto", "nccl"):
+            for layout in ({"tp_size": 2}, {"pp_size": 2}):
+                got = self.generate(self.engine, self.prompts, STEPS, device="cuda", comm=comm, **layout)
+                self.assertEqual(got, want, (comm, layout))
+
+    def test_too_few_gpus(self):
+        self.check_refused(
+            "0,1",
+            2,
+            '4 ranks are on this host, where CUDA_VISIBLE_DEVICES "0,1" leaves 2 GPUs to this one: .*',
+            *("--tp_size", 2, "--pp_size", 2),
+        )
+
+    def test_no_gpu_is_visible(self):
+        for devices in ("", "99"):
+            message = 'there is no GPU that CUDA may use: CUDA_VISIBLE_DEVICES is "%s"' % devices
+            self.check_refused(devices, 3, "(rank 1: )?" + message, "--tp_size", 2)
+
+    def test_an_index_out_of_range_hides_what_follows(self):
+        self.check_refused(
+            "0,99",
+            2,
+            '2 ranks are on this host, where CUDA_VISIBLE_DEVICES "0,99" leaves 1 GPU to this one: .*',
+            *("--tp_size", 2, "--comm", "nccl"),
+        )
+
+
+if __name__ == "__main__":
+    require_two_gpus()
+    ostro.main()
