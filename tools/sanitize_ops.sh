@@ -19,6 +19,8 @@ declare -A tests=(
 )
 tool=${1:?memcheck, racecheck, synccheck or initcheck}
 shift
+# initcheck takes a copy of the last few bytes of a row for one of 16: false alarms for rows of K = 1.
+[ "$tool" = initcheck ] && tests[linear]='*ForManyTokens:*OfE4m3WeightsIsScaled*'
 families=("$@")
 [ $# -gt 0 ] || mapfile -t families < <(printf '%s\n' "${!tests[@]}" | sort)
 
