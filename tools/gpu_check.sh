@@ -178,7 +178,7 @@ elif wanted nccl; then
     --preset mixtral-8x7b --n_layer 8 --enable_fp8 --batch_size 8 --input_len 64 --prompt_len 64 \
     --output_len 20000 "${peer[@]}" --tp_size 2
   say "      $(tail -1 "$logs/nccl_kill.log")"
-  # How GPUs are named, and sums alone.
+  # How GPUs are named, two hosts made of namespaces, and sums alone.
   step nccl_ranks 300 ctest --test-dir "$build" -R 'gpu\.mpi\.|gpu\.comm\.' --output-on-failure
   step nccl_bench 60 "$build/bin/comm_nccl_bench"
   cat "$logs/nccl_bench.log" | tee -a "$report"

@@ -1,5 +1,5 @@
-"""Ranks with a GPU each: the same tokens as one, and one clear error where there are too few GPUs or
-CUDA_VISIBLE_DEVICES is wrong. Needs two GPUs and NCCL."""
+"""Ranks with a GPU each: the same tokens as one, however the GPUs are named, and one clear error where
+there are too few of them or CUDA_VISIBLE_DEVICES is wrong. Needs two GPUs and NCCL."""
 
 import os
 import re
@@ -15,6 +15,8 @@ from ostro import GOLDEN
 SKIPPED = 77  # ctest's SKIP_RETURN_CODE
 STEPS = 16
 LIMIT_S = 60  # for all that a run does: starting CUDA in each rank takes seconds
+# On one host nothing is called by ssh, but without one Open MPI 4 does not start.
+MPIRUN = ["mpirun", "--oversubscribe", "--allow-run-as-root", "--mca", "plm_rsh_agent", "sh"]
 
 
 def require_two_gpus():
@@ -52,13 +54,24 @@ class GpuRanks(ostro.Case):
             *("--max_output_len", STEPS, "--end_id", -1, *flags),
         ]
 
-    def check_refused(self, devices, code, message, *flags):
-        result = ostro.run_command(self.command(*flags), timeout=LIMIT_S, env=visible(devices))
+    def on_each(self, devices, *flags):
+        """A rank for each of `devices`, its CUDA_VISIBLE_DEVICES."""
+        line = [*MPIRUN]
+        for of_rank in devices:
+            line += ["-n", 1, "env", "CUDA_VISIBLE_DEVICES=" + of_rank, *self.command(*flags), ":"]
+        return ostro.run_command(line[:-1], timeout=LIMIT_S)
+
+    def check_refused(self, result, code, message):
         self.assertEqual(result.code, code, str(result))
         lines = [l for l in result.err.splitlines() if l.startswith("ostro: ")]
         self.assertEqual(len(lines), 1, str(result))
         self.assertRegex(lines[0], "^ostro: error: " + message + "$")
         self.assertEqual(result.out, "")
+
+    def refused(self, devices, code, message, *flags):
+        """Ranks that Ostro starts by itself."""
+        result = ostro.run_command(self.command(*flags), timeout=LIMIT_S, env=visible(devices))
+        self.check_refused(result, code, message)
 
     def test_same_tokens(self):
         want = self.generate(self.engine, self.prompts, STEPS)
@@ -67,8 +80,16 @@ class GpuRanks(ostro.Case):
                 got = self.generate(self.engine, self.prompts, STEPS, device="cuda", comm=comm, **layout)
                 self.assertEqual(got, want, (comm, layout))
 
+    def test_each_rank_sees_a_gpu_of_its_own(self):
+        """As Slurm binds."""
+        want = self.generate(self.engine, self.prompts, STEPS)
+        for comm in ("auto", "nccl"):
+            result = self.on_each("01", "--tp_size", 2, "--comm", comm)
+            self.assertEqual(result.code, 0, str(result))
+            self.assertEqual(ostro.read_csv(self.path("out.csv")), want)
+
     def test_too_few_gpus(self):
-        self.check_refused(
+        self.refused(
             "0,1",
             2,
             '4 ranks are on this host, where CUDA_VISIBLE_DEVICES "0,1" leaves 2 GPUs to this one: .*',
@@ -78,15 +99,35 @@ class GpuRanks(ostro.Case):
     def test_no_gpu_is_visible(self):
         for devices in ("", "99"):
             message = 'there is no GPU that CUDA may use: CUDA_VISIBLE_DEVICES is "%s"' % devices
-            self.check_refused(devices, 3, "(rank 1: )?" + message, "--tp_size", 2)
+            self.refused(devices, 3, "(rank 1: )?" + message, "--tp_size", 2)
 
     def test_an_index_out_of_range_hides_what_follows(self):
-        self.check_refused(
+        self.refused(
             "0,99",
             2,
             '2 ranks are on this host, where CUDA_VISIBLE_DEVICES "0,99" leaves 1 GPU to this one: .*',
             *("--tp_size", 2, "--comm", "nccl"),
         )
+
+    def test_one_rank_sees_no_gpu(self):
+        result = self.on_each(["0", ""], "--tp_size", 2)
+        message = 'there is no GPU that CUDA may use: CUDA_VISIBLE_DEVICES is ""'
+        self.check_refused(result, 3, "rank 1( on [^ ]+)?: " + message)
+
+    def test_two_ranks_on_one_gpu(self):
+        self.check_refused(
+            self.on_each("00", "--tp_size", 2, "--comm", "nccl"),
+            2,
+            '2 ranks are on this host, where CUDA_VISIBLE_DEVICES "0" leaves 1 GPU to this one: .*',
+        )
+        self.check_refused(
+            self.on_each(["0,1", "1,0"], "--tp_size", 2, "--comm", "nccl"),
+            2,
+            "ranks 0 and 1 would take the same GPU of .*",
+        )
+        for comm in ("nccl", "peer"):
+            message = "--comm %s needs a GPU of its own for each rank; rank 0 shares its GPU" % comm
+            self.refused("0", 2, message, "--tp_size", 2, "--share_gpus", "--comm", comm)
 
 
 if __name__ == "__main__":
