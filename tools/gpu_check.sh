@@ -247,12 +247,12 @@ if wanted throughput; then
   throughput 256 512 512 256
   throughput 2000 128 128 2048
 fi
-# Memory bounds how many of these run at once: fewer requests than others publish, minutes of work
-# each, show the same steady rate.
+# About as many of these as a GPU of 80 GB holds at once, so that their steady rate is that of the
+# thousands that others publish.
 if wanted throughput_long; then
-  throughput 400 1000 1000 1024
-  throughput 400 2048 128 1024
-  throughput 160 2048 2048 1024
+  throughput 200 1000 1000 256
+  throughput 200 2048 128 256
+  throughput 100 2048 2048 256
 fi
 
 # How fast an engine in memory reaches the GPU, and how soon there is a token: 8x7B in fp8, 47 GB, or
