@@ -20,20 +20,21 @@ TEST(DenseTile, HoldsTheTokensWhereThatMakesEnoughBlocks) {
   EXPECT_EQ(tile(1, kVocab), 8);
   EXPECT_EQ(tile(9, kVocab), 16);
   EXPECT_EQ(tile(64, kVocab), 64);
-  EXPECT_EQ(tile(65, kVocab), 128);
-  EXPECT_EQ(tile(100000, kVocab), 128);
+  EXPECT_EQ(tile(65, kVocab), kTmaTile);
+  EXPECT_EQ(tile(100000, kVocab), kTmaTile);
   // 64 row tiles of 64: two or more token tiles.
   EXPECT_EQ(tile(1, kHidden), 8);
   EXPECT_EQ(tile(64, kHidden), 32);
   EXPECT_EQ(tile(128, kHidden), 64);
-  EXPECT_EQ(tile(256, 6144), 64);
-  EXPECT_EQ(tile(2048, kHidden), 128);
+  EXPECT_EQ(tile(256, 21 * 256), 64);
+  EXPECT_EQ(tile(256, 22 * 256), kTmaTile);
+  EXPECT_EQ(tile(2048, kHidden), kTmaTile);
 }
 
 TEST(DenseTile, OfSwigluHasFewerOutputs) {
-  // 44 row tiles of 128 are two thirds of 66 processors, 22 of 256 are not.
-  EXPECT_EQ(dense_tile(128, 44 * 128, true, true, 66), 128);
-  EXPECT_EQ(dense_tile(128, 44 * 128, true, false, 66), 64);
+  // 44 row tiles of 128 are a third of 132 processors, 22 of 256 are not.
+  EXPECT_EQ(dense_tile(128, 44 * 128, true, true, 132), kTmaTile);
+  EXPECT_EQ(dense_tile(128, 44 * 128, true, false, 132), 64);
 }
 
 TEST(ExpertTile, IsThatOfPromptsForFewExperts) {

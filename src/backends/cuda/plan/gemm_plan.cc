@@ -14,14 +14,17 @@ const int* smallest_that_holds(std::int64_t tokens) {
   return std::min(tile, std::prev(std::end(kTokenTiles)));
 }
 
-// Down from `tile` until most processors have a block.
+// Down from `tile` until enough processors have a block. That of prompts takes two for a tile, but
+// is several times as fast: from 128 tokens on a sixth as many tiles as processors is enough (256
+// tokens, K 4096, an H200: 24 tiles took 28.5 us; 16 took 29.4, 22.8 with smaller ones).
 template <class Outputs>
 int largest_that_fills(const int* tile, std::int64_t tokens, std::int64_t n, int processors,
                        const Outputs& outputs) {
   const auto enough = [&](int size) {
-    const std::int64_t blocks =
+    const std::int64_t tiles =
         ceil_div<std::int64_t>(tokens, size) * ceil_div<std::int64_t>(n, outputs(size));
-    return size > 64 ? 3 * blocks >= 2 * processors : 4 * blocks >= 3 * processors;
+    if (size == kTmaTile) return (tokens > 128 ? 6 : 3) * tiles >= processors;
+    return 4 * tiles >= 3 * processors;
   };
   while (tile != std::begin(kTokenTiles) && !enough(*tile)) --tile;
   return *tile;

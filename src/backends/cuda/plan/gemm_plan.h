@@ -14,9 +14,10 @@ struct TokenTile {
 
 // The token rows of the tensor-core kernels' tiles; each is one instantiation. No choice changes a
 // result: every output is summed over K in one order in all of them.
-inline constexpr int kTokenTiles[] = {8, 16, 32, 64, 128};
-// That of the kernel for prompts, whose weights, of up to so many experts, the copy engine loads.
-inline constexpr int kTmaTile = 128;
+inline constexpr int kTokenTiles[] = {8, 16, 32, 64, 256};
+// That of the kernel for prompts, for two processors; the copy engine loads its weights, of up to
+// so many experts.
+inline constexpr int kTmaTile = 256;
 inline constexpr std::int64_t kMostTmaExperts = 16;
 // The largest of the other kernels, and the only one for e4m3 rows that do not start at 16 bytes.
 inline constexpr int kLargestTileWithoutTma = 64;
