@@ -75,7 +75,7 @@ void dense(cudaStream_t stream, int processors, const View& x, const quant::Weig
   set_output(g.args, y);
   g.x_type = x.dtype;
   g.w_type = w.data.dtype;
-  if (g.token_tile == kTmaTile)
+  if (g.token_tile > kLargestTileWithoutTma)
     gemm_tma(stream, g, {{&g.args.weight, 1}, {&g.args.up_weight, 1}}, processors);
   else
     gemm(stream, g, tensor_cores, processors);
@@ -110,7 +110,7 @@ void dense_e4m3(cudaStream_t stream, int processors, const E4m3Rows& x, std::int
   set_dense(g.args, w, up, rows, g.token_tile);
   hidden ? set_output(g.args, *hidden) : set_output(g.args, y);
   g.w_type = DType::f8e4m3;
-  if (g.token_tile == kTmaTile)
+  if (g.token_tile > kLargestTileWithoutTma)
     gemm_tma(stream, g, {{&g.args.weight, 1}, {&g.args.up_weight, 1}}, processors);
   else
     gemm_e4m3(stream, g, all_aligned);
@@ -242,9 +242,9 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   Gemm g{};
   const bool tiled = e4m3 ? all_aligned : tensor_cores;
   g.token_tile = !tiled                    ? e4m3 ? kUnalignedE4m3Tile : kSimpleTokenTile
-                 : is_integer(weight_type) ? integer_expert_tile(tokens)
+                 : is_integer(weight_type) ? integer_expert_tile(tokens, experts)
                                            : expert_tile(tokens, experts);
-  const bool tma = g.token_tile == kTmaTile;
+  const bool tma = g.token_tile > kLargestTileWithoutTma;
   g.x_type = op.x.dtype;
   g.w_type = weight_type;
   const std::int64_t tiles = most_tiles(slots, experts, g.token_tile);

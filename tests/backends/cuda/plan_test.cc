@@ -54,14 +54,17 @@ TEST(IntegerTile, HoldsTheTokensWhereThatMakesEnoughBlocks) {
   EXPECT_EQ(tile(9, 6144), 8);  // 96 row tiles of 64
   EXPECT_EQ(tile(33, 32000), 64);
   EXPECT_EQ(tile(64, 6144), 32);  // 24 row tiles of 256
-  EXPECT_EQ(tile(2048, 4096), kLargestTileWithoutTma);
+  EXPECT_EQ(tile(512, 4096), 64);
+  EXPECT_EQ(tile(2048, 4096), kIntegerTmaTile);
 }
 
-TEST(IntegerExpertTile, IsTheSmallestThatHoldsTheTokens) {
-  EXPECT_EQ(integer_expert_tile(1), 8);
-  EXPECT_EQ(integer_expert_tile(9), 16);
-  EXPECT_EQ(integer_expert_tile(33), 64);
-  EXPECT_EQ(integer_expert_tile(5000), kLargestTileWithoutTma);
+TEST(IntegerExpertTile, IsThatOfPromptsForManyTokensAndFewExperts) {
+  EXPECT_EQ(integer_expert_tile(1, 8), 8);
+  EXPECT_EQ(integer_expert_tile(9, 8), 16);
+  EXPECT_EQ(integer_expert_tile(33, 8), 64);
+  EXPECT_EQ(integer_expert_tile(256, 8), kLargestTileWithoutTma);
+  EXPECT_EQ(integer_expert_tile(257, kMostTmaExperts), kIntegerTmaTile);
+  EXPECT_EQ(integer_expert_tile(5000, kMostTmaExperts + 1), kLargestTileWithoutTma);
 }
 
 // The most tiles over every way to spread `slots` over `experts`.

@@ -11,6 +11,7 @@
 #include "backends/cuda/plan/gemm_plan.h"
 #include "ops/moe.h"
 #include "ops/testing.h"
+#include "quant/int4.h"
 #include "tensor/dtype.h"
 
 namespace ostro::cuda {
@@ -30,32 +31,39 @@ struct OnDevice {
   }
 };
 
-// Weights of pseudo-random numbers from a byte each, quick to make at these sizes.
+// Weights of pseudo-random numbers from a byte each, quick to make at these sizes; u8: int4.
 class Weight {
  public:
   Weight(DType type, std::int64_t n, std::int64_t k, std::uint64_t seed)
       : type_(type),
         n_(n),
         k_(k),
-        data_(std::size_t(n * k) * size_of(type)),
-        scale_(std::size_t(n)) {
+        cols_(type == DType::u8 ? k / 2 : k),
+        data_(std::size_t(n * cols_) * size_of(type)),
+        scale_(std::size_t(n)),
+        group_scale_(type == DType::u8 ? std::size_t(n * k / quant::kInt4Group) : 0) {
     std::uint64_t state = seed * 2 + 1;
-    for (std::size_t i = 0; i < std::size_t(n * k); ++i) {
+    for (std::size_t i = 0; i < std::size_t(n * cols_); ++i) {
       state = state * 6364136223846793005u + 1442695040888963407u;
       auto byte = std::uint8_t(state >> 56);
-      if (byte % 128 >= 120) byte = std::uint8_t(byte ^ 64);  // at most 240, and no NaN
+      if (type == DType::f8e4m3 && byte % 128 >= 120)
+        byte = std::uint8_t(byte ^ 64);  // at most 240, and no NaN
       const float small = float(std::int8_t(byte)) * 0x1p-13f;
-      if (type == DType::f8e4m3)
+      if (size_of(type) == 1)
         data_[i] = byte;
       else
         convert(&small, DType::f32, data_.data() + i * size_of(type), type, 1);
     }
     for (std::size_t i = 0; i < scale_.size(); ++i) scale_[i] = 1e-4f * float(1 + i % 7);
+    for (std::size_t i = 0; i < group_scale_.size(); ++i)
+      group_scale_[i] = to_bf16(1e-3f * float(1 + i % 11));
   }
   quant::Weight placed(ops::Backend& gpu) {
-    const View scale = matrix(scale_.data(), DType::f32, 1, n_);
-    return gpu.place({.data = matrix(data_.data(), type_, n_, k_),
-                      .scale = type_ == DType::f8e4m3 ? scale : View{}});
+    const View scale = type_ == DType::u8
+                           ? matrix(group_scale_.data(), DType::bf16, n_, k_ / quant::kInt4Group)
+                           : matrix(scale_.data(), DType::f32, 1, n_);
+    return gpu.place({.data = matrix(data_.data(), type_, n_, cols_),
+                      .scale = is_float(type_) ? View{} : scale});
   }
   static ops::Activations activations(DType type) {
     return type == DType::f8e4m3 ? ops::Activations::e4m3_per_token : ops::Activations::as_is;
@@ -63,11 +71,12 @@ class Weight {
 
  private:
   DType type_;
-  std::int64_t n_, k_;
+  std::int64_t n_, k_, cols_;
   std::vector<std::uint8_t> data_;
   std::vector<float> scale_;
+  std::vector<bf16> group_scale_;
 };
-constexpr DType kTypes[] = {DType::f8e4m3, DType::bf16, DType::f16};
+constexpr DType kTypes[] = {DType::f8e4m3, DType::bf16, DType::f16, DType::i8, DType::u8};
 DType activation_type(DType weight) { return weight == DType::f16 ? DType::f16 : DType::bf16; }
 
 // run(rows) computes these rows of the result: all of them, and kSmall at a time.
@@ -86,11 +95,16 @@ TEST(Prompts, LinearIsThatOfSmallSteps) {
                                        {2300, 1030, 200},
                                        {2049, 1290, 16},
                                        {3000, 1025, 129},
+                                       {1500, 4000, 1152},
                                        {2049, 4096, 4096}})
       for (DType y_type : {DType::f32, activation_type(type)}) {
         SCOPED_TRACE(
             text(name(type), ": ", tokens, " tokens, n ", n, " k ", k, " to ", name(y_type)));
-        ASSERT_EQ(dense_tile(tokens, n, type == DType::f8e4m3, false, 132), kTmaTile);
+        if (type == DType::u8 && k % quant::kInt4Group != 0) continue;
+        if (type == DType::i8 || type == DType::u8)
+          ASSERT_EQ(integer_tile(tokens, n, false, 132), kIntegerTmaTile);
+        else
+          ASSERT_EQ(dense_tile(tokens, n, type == DType::f8e4m3, false, 132), kTmaTile);
         Matrix x = Matrix(activation_type(type), tokens, (k + 7) / 8 * 8).random(1);
         const OnDevice x_on(*gpu, x.view());
         const quant::Weight placed = Weight(type, n, k, 2).placed(*gpu);
@@ -122,7 +136,11 @@ TEST(Prompts, ExpertsAreThoseOfSmallSteps) {
                                                   {500, 1030, 392},
                                                   {1500, 512, 1500},
                                                   {2100, 700, 3000},
+                                                  {700, 640, 1152},
                                                   {300, 2048, 7168}}) {
+        if (type == DType::u8 &&
+            (hidden % quant::kInt4Group != 0 || inter % quant::kInt4Group != 0))
+          continue;
         SCOPED_TRACE(text(name(type), ' ', routed, ": ", tokens, " tokens, hidden ", hidden,
                           " inter ", inter));
         Matrix x = Matrix(activation_type(type), tokens, (hidden + 7) / 8 * 8).random(1);

@@ -7,6 +7,8 @@ void gemm_wgmma_f16(cudaStream_t, const Gemm&);
 void gemm_tma_bf16(cudaStream_t, const Gemm&, const HostWeights&, int processors);
 void gemm_tma_f16(cudaStream_t, const Gemm&, const HostWeights&, int processors);
 void gemm_tma_e4m3(cudaStream_t, const Gemm&, const HostWeights&, int processors);
+void gemm_tma_int8(cudaStream_t, const Gemm&, const HostWeights&, int processors);
+void gemm_tma_int4(cudaStream_t, const Gemm&, const HostWeights&, int processors);
 
 bool tensor_cores_take(const View& x, DType weight_type, bool weights_aligned) {
   constexpr std::uintptr_t kAlign = 16;
@@ -26,14 +28,19 @@ void gemm_wgmma(cudaStream_t stream, const Gemm& g) {
 }
 
 void gemm_tma(cudaStream_t stream, const Gemm& g, const HostWeights& w, int processors) {
-  visit_dtype<f16, bf16, f8e4m3>(g.w_type, "the GEMM of prompts", [&]<class T>() {
-    if constexpr (std::is_same_v<T, bf16>)
-      gemm_tma_bf16(stream, g, w, processors);
-    else if constexpr (std::is_same_v<T, f16>)
-      gemm_tma_f16(stream, g, w, processors);
-    else
-      gemm_tma_e4m3(stream, g, w, processors);
-  });
+  visit_dtype<f16, bf16, f8e4m3, std::int8_t, std::uint8_t>(
+      g.w_type, "the GEMM of prompts", [&]<class T>() {
+        if constexpr (std::is_same_v<T, bf16>)
+          gemm_tma_bf16(stream, g, w, processors);
+        else if constexpr (std::is_same_v<T, f16>)
+          gemm_tma_f16(stream, g, w, processors);
+        else if constexpr (std::is_same_v<T, std::int8_t>)
+          gemm_tma_int8(stream, g, w, processors);
+        else if constexpr (std::is_same_v<T, std::uint8_t>)
+          gemm_tma_int4(stream, g, w, processors);
+        else
+          gemm_tma_e4m3(stream, g, w, processors);
+      });
 }
 
 }  // namespace ostro::cuda

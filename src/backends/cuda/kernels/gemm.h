@@ -70,9 +70,9 @@ void gemm_e4m3(cudaStream_t, const Gemm&, bool weights_aligned);
 struct HostWeights {
   std::span<const WeightRef> weight, up;
 };
-// The products of both for tiles of kTmaTile, with the same bits: `rows` is null; weights are those
-// of `host`, not of `args`: aligned and of at most kMostTmaExperts experts. The grid is for a
-// device of `processors` multiprocessors.
+// The products of all for tiles of kTmaTile, of integer weights kIntegerTmaTile, with the same
+// bits: `rows` is null; weights are those of `host`, not of `args`: aligned and of at most
+// kMostTmaExperts experts. The grid is for a device of `processors` multiprocessors.
 void gemm_tma(cudaStream_t, const Gemm&, const HostWeights& host, int processors);
 // int8 and int4 (u8) weights with 16-bit x: token_tile is one of kTokenTiles up to
 // kLargestTileWithoutTma. Rows of weights and of int4's scales start at 16 bytes.

@@ -1,5 +1,5 @@
 // The GEMM of integer weights and 16-bit activations: a kernel that gemm_int4.cu and gemm_int8.cu
-// instantiate.
+// instantiate; gemm_integer_tma.cuh has that of prompts.
 //
 // Roles:    weights are the rows (M) of the product, tokens its columns (N). A warpgroup turns
 //           integers into the 16-bit operand of wgmma in its registers, exactly; tokens are in

@@ -13,4 +13,8 @@ namespace ostro::cuda {
 CUtensorMap swizzled_map(const void* data, std::int64_t rows, std::int64_t cols,
                          std::int64_t stride, int box_rows);
 
+// The same in boxes of box_rows x box_cols bytes, rows one after the other.
+CUtensorMap packed_map(const void* data, std::int64_t rows, std::int64_t cols, std::int64_t stride,
+                       int box_cols, int box_rows);
+
 }  // namespace ostro::cuda

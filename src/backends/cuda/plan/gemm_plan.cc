@@ -44,12 +44,19 @@ int expert_tile(std::int64_t tokens, std::int64_t experts) {
 }
 
 int integer_tile(std::int64_t tokens, std::int64_t n, bool swiglu, int processors) {
+  const std::int64_t blocks =
+      ceil_div<std::int64_t>(tokens, kIntegerTmaTile) *
+      ceil_div<std::int64_t>(n, integer_outputs_of(kIntegerTmaTile, swiglu));
+  if (tokens > kLargestTileWithoutTma && 3 * blocks >= 2 * processors) return kIntegerTmaTile;
   const std::int64_t held = std::min<std::int64_t>(tokens, kLargestTileWithoutTma);
   return largest_that_fills(smallest_that_holds(held), tokens, n, processors,
                             [&](int tile) { return integer_outputs_of(tile, swiglu); });
 }
 
-int integer_expert_tile(std::int64_t tokens) {
+int integer_expert_tile(std::int64_t tokens, std::int64_t experts) {
+  // Tiles of prompts multiply by 128 tokens even if there are fewer.
+  constexpr std::int64_t kPromptTokens = 256;
+  if (tokens > kPromptTokens && experts <= kMostTmaExperts) return kIntegerTmaTile;
   return std::min(*smallest_that_holds(tokens), kLargestTileWithoutTma);
 }
 

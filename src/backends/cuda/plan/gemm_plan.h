@@ -19,6 +19,7 @@ inline constexpr int kTokenTiles[] = {8, 16, 32, 64, 256};
 // so many experts.
 inline constexpr int kTmaTile = 256;
 inline constexpr std::int64_t kMostTmaExperts = 16;
+inline constexpr int kIntegerTmaTile = 128;  // of integer weights
 // The largest of the other kernels, and the only one for e4m3 rows that do not start at 16 bytes.
 inline constexpr int kLargestTileWithoutTma = 64;
 inline constexpr int kUnalignedE4m3Tile = kLargestTileWithoutTma;
@@ -44,7 +45,7 @@ int dense_tile(std::int64_t tokens, std::int64_t n, bool e4m3, bool swiglu, int 
 int expert_tile(std::int64_t tokens, std::int64_t experts);
 // The same two for integer weights.
 int integer_tile(std::int64_t tokens, std::int64_t n, bool swiglu, int processors);
-int integer_expert_tile(std::int64_t tokens);
+int integer_expert_tile(std::int64_t tokens, std::int64_t experts);
 
 // No routing of `slots` rows to `experts` makes more tiles: each expert has at most one that is not
 // full.
