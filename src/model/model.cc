@@ -78,6 +78,8 @@ struct Model::Buffers {
 
 namespace {
 
+constexpr auto kAsIs = ops::Activations::as_is;
+
 View first_rows(const View& v, std::int64_t n) { return v ? v.rows_of({0, n}) : v; }
 
 template <class T>
@@ -244,19 +246,30 @@ void Model::compute() {
     groups_.pp->progress();
   }
   if (shape_.last_stage) return head();
-  add_branch({}, {});
+  add_branch({}, {}, false);
 }
 
-// What the ranks' branches sum to goes to the residual stream, and its norm to h.
-void Model::add_branch(const View& weight, const View& h) {
+// What the ranks' branches sum to goes to the residual stream, and its norm to h, which products
+// with layer weights read if `for_products`.
+void Model::add_branch(const View& weight, const View& h, bool for_products) {
   const auto& now = buffers_->now;
   const float eps = float(config_.norm_eps);
   if (groups_.tp->sum_add_norm(
           {.x = now.branch, .residual = now.residual, .weight = weight, .y = h, .eps = eps}))
     return;
   groups_.tp->all_reduce_sum(now.branch);
-  backend_.run(ops::AddRmsNorm{
-      .x = now.branch, .residual = now.residual, .weight = weight, .y = h, .eps = eps});
+  backend_.run(ops::AddRmsNorm{.x = now.branch,
+                               .residual = now.residual,
+                               .weight = weight,
+                               .y = h,
+                               .eps = eps,
+                               .activations = for_products ? norm_activations() : kAsIs});
+}
+
+// Sums of ranks may write h without the backend, which would not know that what it has rounded is
+// another layer's.
+ops::Activations Model::norm_activations() const {
+  return groups_.tp->ranks() == 1 ? activations_ : kAsIs;
 }
 
 void Model::receive_from_previous() {
@@ -353,13 +366,14 @@ void Model::layer(std::size_t index, bool has_branch) {
   const std::int64_t heads = shape_.heads.size();
 
   if (has_branch)
-    add_branch(w.attention_norm, now.h);
+    add_branch(w.attention_norm, now.h, true);
   else
     backend_.run(ops::AddRmsNorm{.x = {},
                                  .residual = now.residual,
                                  .weight = w.attention_norm,
                                  .y = now.h,
-                                 .eps = float(config_.norm_eps)});
+                                 .eps = float(config_.norm_eps),
+                                 .activations = norm_activations()});
   backend_.run(ops::Linear{.x = now.h, .w = w.qkv, .y = now.qkv, .activations = activations_});
   backend_.run(ops::RotaryAppend{.qkv = now.qkv,
                                  .cos_sin = now.cos_sin,
@@ -376,7 +390,7 @@ void Model::layer(std::size_t index, bool has_branch) {
   backend_.run(
       ops::Linear{.x = now.attention, .w = w.o, .y = now.branch, .activations = activations_});
 
-  add_branch(w.mlp_norm, now.h);
+  add_branch(w.mlp_norm, now.h, true);
   const std::int64_t own = shape_.layers.begin + std::int64_t(index);
   if (w.router)
     backend_.run(ops::Route{.x = now.h,
@@ -399,7 +413,7 @@ void Model::layer(std::size_t index, bool has_branch) {
 void Model::head() {
   const auto& now = buffers_->now;
   if (now.logits.rows == 0) return;
-  add_branch(weights_.norm, now.h);
+  add_branch(weights_.norm, now.h, false);
   backend_.run(ops::GatherRows{.x = now.h, .rows = now.arrays.logit_rows, .y = now.last});
   const View& part = now.logits_part ? now.logits_part : now.logits;
   backend_.run(ops::Linear{.x = now.last, .w = weights_.lm_head, .y = part});

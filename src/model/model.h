@@ -76,7 +76,8 @@ class Model {
   void receive_from_previous();
   void send_to_next();
   void layer(std::size_t index, bool has_branch);
-  void add_branch(const View& weight, const View& h);
+  void add_branch(const View& weight, const View& h, bool for_products);
+  ops::Activations norm_activations() const;
   void head();
 
   ModelConfig config_;

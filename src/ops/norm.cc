@@ -16,6 +16,8 @@ void check(const AddRmsNorm& op) {
     contract.shape("x", op.x, tokens, hidden);
     contract.dtype("x", op.x, DType::f32);
   }
+  OSTRO_REQUIRE(op.y || op.activations == Activations::as_is,
+                "AddRmsNorm: activations to round, but no y");
   if (op.y) {
     contract.shape("y", op.y, tokens, hidden);
     contract.is_float("y", op.y);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "ops/activations.h"
 #include "tensor/view.h"
 
 namespace ostro::ops {
@@ -12,6 +13,9 @@ namespace ostro::ops {
 //   residual  [tokens, hidden]  f32           in/out
 //   weight    [1, hidden]       f32|f16|bf16  in, may be empty if y is
 //   y         [tokens, hidden]  f32|f16|bf16  out, not x or residual, may be empty
+//   activations  how the products that read y will round it, which a backend may do at once; it
+//             changes no result, if y is written by this backend's operations and copies alone.
+//             e4m3_per_token needs y
 //   eps       added to the mean square, > 0 if y is given (Hugging Face: rms_norm_eps)
 //
 // The sum of squares is kept in f32 or better, in one fixed order whatever the number of tokens.
@@ -23,6 +27,7 @@ struct AddRmsNorm {
   View weight;
   View y;
   float eps = 0;
+  Activations activations = Activations::as_is;
 };
 
 // Of every op: throws InvalidArgument with the rule that is broken, Unsupported for another dtype.

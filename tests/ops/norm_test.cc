@@ -178,6 +178,13 @@ TEST_F(AddRmsNormContract, NormalisingNeedsAWeight) {
   refuses("AddRmsNorm: weight is f32 [0,0], wanted [1,8]");
 }
 
+TEST_F(AddRmsNormContract, RoundingNeedsAnOutput) {
+  op_.activations = Activations::e4m3_per_token;
+  check(op_);
+  op_.y = {};
+  refuses("AddRmsNorm: activations to round, but no y");
+}
+
 TEST_F(AddRmsNormContract, RowsDoNotOverlap) {
   op_.y.row_stride = 7;
   refuses("AddRmsNorm: y is bf16 [2,8] with a row every 7 elements");

@@ -45,6 +45,16 @@ int checked(int device) {
   return device;
 }
 
+// Whether a byte between the first element and the last of both may be one.
+bool overlap(const View& a, const View& b) {
+  const auto begin = [](const View& v) { return reinterpret_cast<std::uintptr_t>(v.data); };
+  const auto end = [&](const View& v) {
+    const std::int64_t elements = (v.rows - 1) * v.row_stride + v.cols;
+    return begin(v) + std::uintptr_t(elements) * size_of(v.dtype);
+  };
+  return a && b && a.rows > 0 && b.rows > 0 && begin(a) < end(b) && begin(b) < end(a);
+}
+
 }  // namespace
 
 int device_count() {
@@ -88,6 +98,7 @@ void CudaBackend::begin(const View& output) {
   OSTRO_REQUIRE(output.device == Device::cuda, describe(output), " is not in device memory");
   OSTRO_CUDA(cudaSetDevice(device_));
   staging_.finish();
+  if (overlap(output, rounded_.from)) rounded_ = {};
 }
 
 Buffer CudaBackend::allocate(std::size_t bytes) {
@@ -130,6 +141,7 @@ void CudaBackend::copy(const View& from, const View& to) {
                 "copy between two host matrices on CUDA");
   if (from.bytes() == 0) return;
   OSTRO_CUDA(cudaSetDevice(device_));
+  if (overlap(to, rounded_.from)) rounded_ = {};
   if (from.device == Device::cpu)
     return staging_.upload(to.data, from.bytes(), from.data, from.bytes(), from.bytes(), 1);
   staging_.finish();
@@ -189,7 +201,11 @@ void CudaBackend::enqueue(const ops::GatherRows& op) {
 
 void CudaBackend::enqueue(const ops::AddRmsNorm& op) {
   begin(op.residual);
-  add_rms_norm(stream_, op);
+  rounded_ = {};
+  if (op.activations == ops::Activations::as_is || op.y.rows == 0 || op.y.cols == 0)
+    return add_rms_norm(stream_, op, nullptr);
+  rounded_ = {.from = op.y, .rows = e4m3_rows(x_e4m3_, op.y.rows, op.y.cols, 1)};
+  add_rms_norm(stream_, op, &rounded_.rows);
 }
 
 void CudaBackend::enqueue(const ops::RotaryAngles& op) {

@@ -72,7 +72,8 @@ class CudaBackend final : public ops::Backend {
   };
   // Room for `rows` rows of k columns, with one scale a row or one for each of `groups`.
   static E4m3Rows e4m3_rows(E4m3Memory&, std::int64_t rows, std::int64_t k, std::int64_t groups);
-  // x rounded with one scale a row; valid until the next call.
+  // x rounded with one scale a row; valid until the next call. Nothing to do if the norm that wrote
+  // x has rounded it.
   E4m3Rows quantised(const View& x);
   // The rows of x that the slots of experts multiply, in their order, for the copy engine.
   E4m3Rows quantised_slots(const View& x, const ExpertGroups&, std::int64_t experts,
@@ -93,6 +94,11 @@ class CudaBackend final : public ops::Backend {
   Workspace attention_parts_{moves_}, expert_index_{moves_}, expert_hidden_{moves_},
       expert_out_{moves_}, expert_x_{moves_};
   E4m3Memory x_e4m3_{Workspace(moves_), Workspace(moves_)};
+  // What x_e4m3_ holds of a norm's output, until something else is written there or to `from`.
+  struct Rounded {
+    View from;
+    E4m3Rows rows{};
+  } rounded_;
   E4m3Memory hidden_e4m3_{Workspace(moves_), Workspace(moves_)};
 };
 

@@ -83,5 +83,76 @@ TEST(CudaBackend, RefusesMemoryOfTheHost) {
       "f32 [1,8] is not in device memory");
 }
 
+// A host matrix on the device.
+struct OnDevice {
+  Buffer memory;
+  View view;
+  OnDevice(ops::Backend& gpu, Matrix& host)
+      : memory(gpu.allocate(host.view().bytes())),
+        view(memory.view(host.dtype(), host.rows(), host.cols())) {
+    gpu.copy(host.view(), view);
+  }
+};
+
+Matrix on_host(ops::Backend& gpu, const View& device) {
+  Matrix host(device.dtype, device.rows, device.cols);
+  gpu.copy(device, host.view());
+  gpu.wait();
+  return host;
+}
+
+void expect_same(const Matrix& got, const Matrix& want) {
+  for (std::int64_t r = 0; r < want.rows(); ++r) ASSERT_EQ(got.row_bits(r), want.row_bits(r)) << r;
+}
+
+// Rows of packs, none, and longer than the registers hold.
+TEST(CudaBackend, NormsRoundForProductsAsTheseDo) {
+  const auto gpu = make_backend();
+  for (DType type : {DType::bf16, DType::f32})
+    for (std::int64_t hidden : {4096, 33, 8320})
+      for (std::int64_t tokens : {1, 5}) {
+        SCOPED_TRACE(text(name(type), " hidden ", hidden, " tokens ", tokens));
+        ops::testing::TestWeight w(DType::f8e4m3, 40, hidden, 0, 1, 1);
+        const quant::Weight placed = gpu->place(w.weight());
+        Matrix scale = Matrix(type, 1, hidden).random(2), other(type, tokens, hidden);
+        Matrix residual = Matrix(DType::f32, tokens, hidden).random(3, 7),
+               out(DType::f32, tokens, 40);
+        other.random(4);
+        const OnDevice weight(*gpu, scale), rows(*gpu, residual), h(*gpu, other), y(*gpu, out);
+        const auto norm = [&](ops::Activations activations) {
+          gpu->run(ops::AddRmsNorm{.x = {},
+                                   .residual = rows.view,
+                                   .weight = weight.view,
+                                   .y = h.view,
+                                   .eps = 1e-5f,
+                                   .activations = activations});
+        };
+        const auto product = [&](Range of) {
+          gpu->run(ops::Linear{.x = h.view.rows_of(of),
+                               .w = placed,
+                               .y = y.view.rows_of(of),
+                               .activations = ops::Activations::e4m3_per_token});
+          return on_host(*gpu, y.view.rows_of(of));
+        };
+        norm(ops::Activations::as_is);
+        const Matrix want = product({0, tokens});
+        gpu->copy(other.view(), h.view);
+        const Matrix want_other = product({0, tokens});
+        norm(ops::Activations::e4m3_per_token);
+        expect_same(product({0, tokens}), want);
+        expect_same(product({0, tokens}), want);
+        // Other rows than the norm's, other contents than the norm's.
+        norm(ops::Activations::e4m3_per_token);
+        expect_same(product({tokens - 1, tokens}), [&] {
+          Matrix last(DType::f32, 1, 40);
+          for (std::int64_t i = 0; i < 40; ++i) last.set(0, i, want(tokens - 1, i));
+          return last;
+        }());
+        norm(ops::Activations::e4m3_per_token);
+        gpu->copy(other.view(), h.view);
+        expect_same(product({0, tokens}), want_other);
+      }
+}
+
 }  // namespace
 }  // namespace ostro::cuda

@@ -19,6 +19,19 @@ __device__ inline float amax(const Pack<float, kCount>& x, float least) {
   return least;
 }
 
+// max(0, x) over the block; every thread gets it.
+template <int kThreads>
+__device__ inline float block_max(float x) {
+  __shared__ float partial[kThreads / 32];
+  x = warp_max(x);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+  __syncthreads();
+  float most = 0;
+#pragma unroll
+  for (int i = 0; i < kThreads / 32; ++i) most = fmaxf(most, partial[i]);
+  return most;
+}
+
 // Rounded to nearest even, saturating.
 __device__ inline std::uint8_t to_e4m3(float x) {
   return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3);

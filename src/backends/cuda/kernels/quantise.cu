@@ -17,17 +17,6 @@ constexpr int kThreads = 256;
 constexpr int kSteps = 8;  // packs that a thread keeps
 constexpr int kPack = 4;
 
-__device__ float block_max(float x) {
-  __shared__ float partial[kThreads / 32];
-  x = warp_max(x);
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
-  __syncthreads();
-  float most = 0;
-#pragma unroll
-  for (int i = 0; i < kThreads / 32; ++i) most = fmaxf(most, partial[i]);
-  return most;
-}
-
 template <class X, bool kPacked>
 __global__ void __launch_bounds__(kThreads)
     quantise_rows_kernel(const X* x, std::int64_t x_stride, int k, const std::int32_t* from,
@@ -62,7 +51,7 @@ __global__ void __launch_bounds__(kThreads)
       most = amax(kept[s], most);
     }
   for (int i = first + kSteps * kStride; i < k; i += kStride) most = amax(load(i), most);
-  most = block_max(most);
+  most = block_max<kThreads>(most);
   const float factor = e4m3_factor(most);
   if (threadIdx.x == 0) out.scale[row] = e4m3_scale(most);
 

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include "backends/cuda/kernels/quantise.h"
 #include "ops/embed.h"
 #include "ops/norm.h"
 
@@ -10,6 +11,7 @@ namespace ostro::cuda {
 
 void embed(cudaStream_t, const ops::Embed&);
 void gather_rows(cudaStream_t, const ops::GatherRows&);
-void add_rms_norm(cudaStream_t, const ops::AddRmsNorm&);
+// With `rounded`, y also by quantise_rows().
+void add_rms_norm(cudaStream_t, const ops::AddRmsNorm&, const E4m3Rows* rounded);
 
 }  // namespace ostro::cuda
