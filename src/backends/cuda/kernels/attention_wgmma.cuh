@@ -13,8 +13,8 @@
 // Bound by: tensor cores.
 // Floor on an H100: 4 * heads * head_dim * tokens^2 / 2 / 757e12 s.
 // Measured (H100 80 GB HBM3, cuda_kernels_bench, bf16, 32 heads on 8 of 128): prompts of 512 18 us,
-//           2048 102, 8192 1.29 ms (56 % of 757 TFLOP/s), on an e4m3 cache 19, 113 us, 1.44 ms (50 %).
-//           Without the softmax 73 %: a step of 64 positions is short beside its gaps.
+//           2048 102, 8192 1.29 ms (56 % of 757 TFLOP/s), on an e4m3 cache 19, 113 us, 1.44 ms (50
+//           %). Without the softmax 73 %: a step of 64 positions is short beside its gaps.
 #pragma once
 
 #include <numeric>
