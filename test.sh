@@ -180,7 +180,7 @@ if [ $slow = 1 ]; then
   # program, whose code the tests of the layers below reach, and those of ops that spend most of
   # their time in references; engine.* runs the same kernels.
   long_runs='^e2e\.(golden|ranks|pipeline|batch_invariance|fp8|weight_only|cli|commands)$'
-  long_runs+='|^server\.bench$|^ops\.(linear|moe|sample)$'
+  long_runs+='|^server\.bench$|^ops\.(attention|linear|moe|sample)$'
   stage 'asan build' eval "configure asan && cmake --build build/asan -j $jobs" &&
     stage 'asan tests' run_ctest asan -L fast -E "$long_runs"
   # For the same reason only the tests of what has threads. Of ranks, which are processes,

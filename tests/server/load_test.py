@@ -312,7 +312,8 @@ class End(serving.Case):
         time.sleep(0.2)
         with self.assertRaises(OSError):
             server.get("/health")
-        reader.join(60)
+        reader.join(300)  # a minute and more with a sanitizer
+        self.assertFalse(reader.is_alive())
         whole = b"".join(text).decode()
         self.assertTrue(whole.endswith("data: [DONE]\n\n"), whole[-300:])
         self.assertEqual(whole.count('"finish_reason":"length"'), 8)
