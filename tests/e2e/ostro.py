@@ -228,6 +228,12 @@ def read_json(*parts):
         return json.load(f)
 
 
+def golden_prompts(count):
+    """Token ids of the first cases of the golden generations of tiny-mixtral."""
+    cases = read_json(GOLDEN, "generation.json")["cases"]
+    return [c["input_ids"] for c in cases[:count]]
+
+
 class Npy:
     """A C-order .npy file of float32, int32 or int64."""
 

@@ -73,8 +73,7 @@ class TinyMixtral(ostro.Case):
     def setUpClass(cls):
         super().setUpClass()
         cls.one = ostro.build(os.path.join(cls.shared, "one"))
-        cases = ostro.read_json(GOLDEN, "generation.json")["cases"]
-        cls.prompts = [c["input_ids"] for c in cases[:4]]
+        cls.prompts = ostro.golden_prompts(4)
 
     def setUp(self):
         super().setUp()

@@ -10,7 +10,6 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "e2e"))
 
 import ostro
-from ostro import GOLDEN
 
 SKIPPED = 77  # ctest's SKIP_RETURN_CODE
 STEPS = 16
@@ -39,8 +38,7 @@ class GpuRanks(ostro.Case):
     def setUpClass(cls):
         super().setUpClass()
         cls.engine = ostro.build(os.path.join(cls.shared, "engine"))
-        cases = ostro.read_json(GOLDEN, "generation.json")["cases"]
-        cls.prompts = [c["input_ids"] for c in cases[:4]]
+        cls.prompts = ostro.golden_prompts(4)
 
     def setUp(self):
         super().setUp()

@@ -12,7 +12,6 @@ sys.path.insert(0, os.path.join(os.path.dirname(HERE), "e2e"))
 import hosts
 import ostro
 from gpu_ranks_test import require_two_gpus
-from ostro import GOLDEN
 from two_hosts_test import DEADLINE_S, END_S, ENGINE, PROGRAM, Job, ranks
 
 STEPS = 16
@@ -32,8 +31,7 @@ class GpuTwoHosts(ostro.Case):
     def setUpClass(cls):
         super().setUpClass()
         cls.engine = ostro.build(os.path.join(cls.shared, "engine"))
-        cases = ostro.read_json(GOLDEN, "generation.json")["cases"]
-        cls.prompts = [c["input_ids"] for c in cases[:4]]
+        cls.prompts = ostro.golden_prompts(4)
         csv = os.path.join(cls.shared, "prompts.csv")
         with open(csv, "w") as f:
             f.writelines(",".join(map(str, ids)) + "\n" for ids in cls.prompts)

@@ -30,8 +30,7 @@ class SameTokens(ostro.Case):
     def setUpClass(cls):
         super().setUpClass()
         cls.one = ostro.build(os.path.join(cls.shared, "one"))
-        cases = ostro.read_json(GOLDEN, "generation.json")["cases"]
-        cls.prompts = [c["input_ids"] for c in cases[:4]]
+        cls.prompts = ostro.golden_prompts(4)
 
     def check(self, ranks, **flags):
         path = self.path("reference.npy")

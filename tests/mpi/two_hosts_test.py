@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(HERE), "e2e"))
 
 import hosts
 import ostro
-from ostro import GOLDEN, TINY
+from ostro import TINY
 
 STEPS = 16
 ENGINE = hosts.HOME + "/engine"
@@ -127,8 +127,7 @@ class TwoHosts(ostro.Case):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cases = ostro.read_json(GOLDEN, "generation.json")["cases"]
-        cls.prompts = [c["input_ids"] for c in cases[:4]]
+        cls.prompts = ostro.golden_prompts(4)
         # Both layouts of one checkpoint; hosts hold only what their ranks need.
         cls.engines = {
             name: ostro.build(os.path.join(cls.shared, name), **flags)

@@ -1,7 +1,5 @@
 // The calls that every transport is tested with, on the memory of two GPUs or more.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -9,6 +7,7 @@
 #include "backends/cuda/backend.h"
 #include "comm/collectives.h"
 #include "comm/local/run_ranks.h"
+#include "comm/nccl/count_gpus.h"
 #include "comm/nccl/transport.h"
 #include "comm/packed.h"
 
@@ -150,15 +149,6 @@ void expect_a_name_of_the_call(UsePeerMemory use) {
 TEST(NcclGroup, NamesTheCallThatDoesNotEnd) { expect_a_name_of_the_call(UsePeerMemory::never); }
 TEST(NcclGroup, NamesTheCallInPeerMemoryThatDoesNotEnd) {
   expect_a_name_of_the_call(UsePeerMemory::where_possible);
-}
-
-// In a process of its own: one that has asked CUDA anything cannot fork ranks that use it.
-int count_gpus() {
-  const pid_t child = ::fork();
-  if (child == 0) ::_exit(std::min(cuda::device_count(), 100));
-  int status = 0;
-  ::waitpid(child, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 0;
 }
 
 }  // namespace

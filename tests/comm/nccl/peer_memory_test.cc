@@ -3,7 +3,6 @@
 #include "comm/nccl/peer_memory.h"
 
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +14,7 @@
 #include "backends/cuda/backend.h"
 #include "backends/cuda/launch.h"
 #include "comm/local/run_ranks.h"
+#include "comm/nccl/count_gpus.h"
 #include "ops/norm.h"
 
 namespace ostro::comm::testing {
@@ -210,15 +210,6 @@ void stops(Member& m) {
   }
 }
 TEST(PeerMemory, StopsAKernelThatWaits) { run(2, stops); }
-
-// In a process of its own: one that has asked CUDA anything cannot fork ranks that use it.
-int count_gpus() {
-  const pid_t child = ::fork();
-  if (child == 0) ::_exit(std::min(cuda::device_count(), 100));
-  int status = 0;
-  ::waitpid(child, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 0;
-}
 
 }  // namespace
 }  // namespace ostro::comm::testing
