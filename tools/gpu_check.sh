@@ -186,26 +186,30 @@ elif wanted nccl; then
   nccl_latency() {
     local name=nccl_latency_$1
     shift
+    case " $* " in *' --input_len '*) ;; *) set -- --input_len 512,2048,8192 "$@" ;; esac
     step "$name" 240 "$build/bin/ostro" bench latency --dummy_weights --device cuda \
-      --preset mixtral-8x7b --enable_fp8 --input_len 512,2048,8192 --batch_size 1,8,32,64,128 \
+      --preset mixtral-8x7b --enable_fp8 --batch_size 1,8,32,64,128 \
       --prompt_len 64 --output_len 20 --repetitions 3 --warm_up 2 "$@"
     cat "$logs/$name.log" | tee -a "$report"
   }
   nccl_latency one
   nccl_latency tp2 --tp_size 2 --comm peer
   nccl_latency tp2_nccl --tp_size 2 --comm nccl
+  nccl_latency ep2 --tp_size 2 --moe_ep_size 2 --comm peer
   nccl_latency pp2 --pp_size 2 --comm nccl
-  nccl_latency tp2_host --tp_size 2 --comm host
-  nccl_throughput() {  # REQUESTS INPUT OUTPUT
-    local name=nccl_throughput_$1_$2_$3
+  # Prompts through host memory take seconds.
+  nccl_latency tp2_host --tp_size 2 --comm host --input_len 512
+  nccl_throughput() {  # REQUESTS INPUT OUTPUT experts' groups
+    local name=nccl_throughput_$1_$2_$3_ep$4
     step "$name" 120 "$build/bin/ostro" bench throughput --dummy_weights --device cuda --tp_size 2 \
       --preset mixtral-8x7b --enable_fp8 --fp8_kv_cache --num_prompts "$1" --input_len "$2" \
-      --output_len "$3" --max_batch_size 1024 --warm_up 1 --log_level off
+      --output_len "$3" --moe_ep_size "$4" --max_batch_size 1024 --warm_up 1 --log_level off
     grep -E '^(requests|tokens|steady|ttft|tpot|step) ' "$logs/$name.log" | tee -a "$report"
   }
-  nccl_throughput 1024 128 128
-  nccl_throughput 512 1000 1000
-  nccl_throughput 256 2048 128
+  nccl_throughput 1024 128 128 1
+  nccl_throughput 1024 128 128 2
+  nccl_throughput 512 1000 1000 1
+  nccl_throughput 256 2048 128 1
 fi
 
 if wanted kernels; then

@@ -42,19 +42,6 @@ plan::Question question_of(const PlanFlags& flags, const model::EngineConfig& e)
   return q;
 }
 
-Mapping mapping_of(const PlanFlags& flags, const RuntimeFlags& runtime,
-                   const model::EngineConfig& e) {
-  Mapping m = chosen_mapping(runtime, e);
-  if (flags.moe_ep_size > 0) {
-    OSTRO_REQUIRE(m.tp % flags.moe_ep_size == 0, "--moe_ep_size ", flags.moe_ep_size,
-                  " does not divide the ", m.tp, " ranks of --tp_size");
-    m.moe_ep = flags.moe_ep_size;
-    m.moe_tp = m.tp / m.moe_ep;
-    model::check(m, e.model);
-  }
-  return m;
-}
-
 void print_head(const plan::Question& q) {
   const model::ModelConfig& c = q.config;
   const auto format = [&](model::Quantization::Format f) {
@@ -271,6 +258,7 @@ void print_plan(const PlanFlags& flags, const std::string& engine_dir) {
   runtime.engine_dir = engine_dir;
   runtime.tp_size = flags.tp_size;
   runtime.pp_size = flags.pp_size;
+  runtime.moe_ep_size = flags.moe_ep_size;
   const model::EngineConfig e = config_of(runtime);
   OSTRO_REQUIRE(!all || e.model.dtype != DType::f32,
                 "--plan auto has no rates for float32: give --dtype bfloat16 or float16");
@@ -280,7 +268,7 @@ void print_plan(const PlanFlags& flags, const std::string& engine_dir) {
     print_auto(q, flags.gpus);
     return;
   }
-  const Mapping mapping = mapping_of(flags, runtime, e);
+  const Mapping mapping = chosen_mapping(runtime, e);
   print_head(q);
   print_memory(q, mapping);
   if (e.model.dtype == DType::f32)

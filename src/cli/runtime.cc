@@ -157,6 +157,7 @@ void check_sizes(const RuntimeFlags& flags) {
   const std::pair<const char*, std::int64_t> sizes[] = {
       {"--tp_size", flags.tp_size},
       {"--pp_size", flags.pp_size},
+      {"--moe_ep_size", flags.moe_ep_size},
       {"--threads", flags.threads},
       {"--max_batch_size", flags.max_batch_size},
       {"--max_num_tokens", flags.max_num_tokens},
@@ -331,6 +332,9 @@ void RuntimeFlags::add(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--tp_size", tp_size, "tensor-parallel ranks; default: the engine's");
   app.add_option("--pp_size", pp_size, "pipeline stages; default: the engine's");
+  app.add_option("--moe_ep_size", moe_ep_size,
+                 "groups of tensor-parallel ranks that hold different experts; default: the "
+                 "engine's, where --tp_size allows it");
   app.add_option("--threads", threads,
                  "threads a rank; default: the cores of this host / its ranks");
   app.add_option("--max_batch_size", max_batch_size,
@@ -368,8 +372,13 @@ model::Mapping chosen_mapping(const RuntimeFlags& flags, const model::EngineConf
     m.tp = flags.tp_size;
     // Experts stay spread as far as the engine spread them, where the new size allows it.
     if (m.tp % m.moe_ep != 0) m.moe_ep = 1;
-    m.moe_tp = m.tp / m.moe_ep;
   }
+  if (flags.moe_ep_size > 0) {
+    OSTRO_REQUIRE(m.tp % flags.moe_ep_size == 0, "--moe_ep_size ", flags.moe_ep_size,
+                  " does not divide the ", m.tp, " ranks of --tp_size");
+    m.moe_ep = flags.moe_ep_size;
+  }
+  m.moe_tp = m.tp / m.moe_ep;
   model::check(m, config.model);
   return m;
 }

@@ -21,6 +21,7 @@ struct RuntimeFlags {
   std::string device = "auto";
   int tp_size = 0;
   int pp_size = 0;
+  int moe_ep_size = 0;
   int threads = 0;
   std::int64_t max_batch_size = 0;
   std::int64_t max_num_tokens = 0;
@@ -52,7 +53,8 @@ model::EngineConfig config_of(const RuntimeFlags&);
 // The configuration of an engine directory.
 model::EngineConfig read_config(const checkpoint::EngineReader&);
 
-// The engine's mapping, or the one that --tp_size and --pp_size ask for: any engine loads on any.
+// The engine's mapping, or the one that --tp_size, --pp_size and --moe_ep_size ask for: any engine
+// loads on any.
 model::Mapping chosen_mapping(const RuntimeFlags&, const model::EngineConfig&);
 
 // guaranteed_no_evict or max_utilization, of --capacity_policy.

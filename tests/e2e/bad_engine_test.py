@@ -356,6 +356,9 @@ class Engines(ostro.BadInput):
     def test_ranks_of_another_mapping(self):
         self.run_refused("--tp_size", "3", text="tp_size 3 does not divide the 4 attention heads")
         self.run_refused(
+            "--moe_ep_size", "3", text="--moe_ep_size 3 does not divide the 2 ranks of --tp_size"
+        )
+        self.run_refused(
             "--pp_size", "3", text="pp_size 3 is more than the 2 layers: every stage needs one"
         )
 

@@ -89,7 +89,13 @@ class TinyMixtral(ostro.Case):
         self.reference.check(self, engine, str(flags))
 
     def test_an_engine_of_one_rank_runs_on_several(self):
-        for flags in ({"tp_size": 2}, {"tp_size": 4}, {"pp_size": 2}, {"tp_size": 2, "pp_size": 2}):
+        for flags in (
+            {"tp_size": 2},
+            {"tp_size": 4},
+            {"pp_size": 2},
+            {"tp_size": 2, "pp_size": 2},
+            {"tp_size": 4, "moe_ep_size": 2},
+        ):
             self.reference.check(self, self.one, str(flags), **flags)
 
     def test_an_engine_of_four_ranks_runs_on_fewer(self):
@@ -107,6 +113,7 @@ class TinyMixtral(ostro.Case):
         spread = ostro.build(self.path("spread"), tp_size=4, moe_ep_size=4, pp_size=2)
         self.reference.check(self, spread, "as it is built")
         self.reference.check(self, spread, "on TP2", tp_size=2, pp_size=1)
+        self.reference.check(self, spread, "without EP", moe_ep_size=1)
         self.reference.check(self, spread, "on one rank", tp_size=1, pp_size=1)
 
     def test_bfloat16(self):
