@@ -12,7 +12,7 @@ std::vector<std::string> cuda_devices() { return cuda::device_identities(); }
 std::unique_ptr<ops::Backend> make_cuda_backend(int device) { return cuda::make_backend(device); }
 
 std::unique_ptr<ops::Backend> find_cuda_backend(const Log& log, int device) {
-  if (cuda::device_count() == 0) return nullptr;
+  if (!cuda::has_driver()) return nullptr;
   try {
     return cuda::make_backend(device);
   } catch (const Unsupported& e) {

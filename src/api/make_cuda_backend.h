@@ -21,7 +21,7 @@ std::vector<std::string> cuda_devices();
 // A GPU. Throws Unsupported where it cannot be used, and in a build without CUDA.
 std::unique_ptr<ops::Backend> make_cuda_backend(int device = 0);
 
-// A GPU, or null; the log says why a GPU that is there is not used.
+// A GPU, or null; where there is a driver the log says why no GPU is used.
 std::unique_ptr<ops::Backend> find_cuda_backend(const Log& log, int device = 0);
 
 // The version of the NCCL that is there. Throws Unsupported, saying what to install, if there is

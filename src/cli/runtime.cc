@@ -96,8 +96,8 @@ DeviceOfRank make_backend(const RuntimeFlags& flags, comm::World& world, const L
     d.backend = api::make_cuda_backend(std::max(place.device, 0));
   } else if (!place.problem.empty()) {
     log.warning("the GPUs are not used: ", place.problem);
-  } else if (place.device >= 0) {
-    d.backend = api::find_cuda_backend(log, place.device);
+  } else if (flags.device == "auto") {
+    d.backend = api::find_cuda_backend(log, std::max(place.device, 0));
   }
   d.ranks = d.backend ? place.ranks : world.ranks_on_this_host();
   const int cores = cores_of_rank(world);
@@ -362,7 +362,7 @@ void RuntimeFlags::add(CLI::App& app) {
   app.add_option("--peer_network", peers.network,
                  "under mpirun: interface, network or address at which rank 0 listens for the "
                  "others; default: all");
-  log.add(app, "error");
+  log.add(app, "warning");
 }
 
 model::Mapping chosen_mapping(const RuntimeFlags& flags, const model::EngineConfig& config) {

@@ -45,9 +45,9 @@ class GpuRanks(ostro.Case):
         with open(self.path("prompts.csv"), "w") as f:
             f.writelines(",".join(map(str, ids)) + "\n" for ids in self.prompts)
 
-    def command(self, *flags):
+    def command(self, *flags, device="cuda"):
         return [
-            *(ostro.binary(), "run", "--engine_dir", self.engine, "--device", "cuda"),
+            *(ostro.binary(), "run", "--engine_dir", self.engine, "--device", device),
             *("--input_file", self.path("prompts.csv"), "--output_csv", self.path("out.csv")),
             *("--max_output_len", STEPS, "--end_id", -1, *flags),
         ]
@@ -98,6 +98,16 @@ class GpuRanks(ostro.Case):
         for devices in ("", "99"):
             message = 'there is no GPU that CUDA may use: CUDA_VISIBLE_DEVICES is "%s"' % devices
             self.refused(devices, 3, "(rank 1: )?" + message, "--tp_size", 2)
+
+    def test_the_cpu_takes_over_with_a_warning(self):
+        command = self.command(device="auto")
+        result = ostro.run_command(command, timeout=LIMIT_S, env=visible(""))
+        self.assertEqual(result.code, 0, str(result))
+        self.assertIn(
+            "[ostro] [warning] the GPU is not used: there is no GPU that CUDA may use: "
+            'CUDA_VISIBLE_DEVICES is ""\n',
+            result.err,
+        )
 
     def test_an_index_out_of_range_hides_what_follows(self):
         self.refused(

@@ -64,6 +64,11 @@ int device_count() {
   return 0;
 }
 
+bool has_driver() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess && version > 0;
+}
+
 std::vector<std::string> device_identities() {
   std::vector<std::string> identities;
   for (int device = 0; device < device_count(); ++device) {

@@ -11,6 +11,9 @@ namespace ostro::cuda {
 // GPUs that this process may use; 0 where there is no driver.
 int device_count();
 
+// Whether an NVIDIA driver is installed, whatever GPUs it lets this process use.
+bool has_driver();
+
 // An identity for each of them (its UUID), the same in every process that may use it.
 std::vector<std::string> device_identities();
 
