@@ -127,7 +127,7 @@ struct Compiler::State : std::enable_shared_from_this<State> {
   // Of one guide, kept by all who wait for it.
   struct Work {
     std::shared_ptr<const Grammar> grammar;
-    std::exception_ptr error;
+    std::string refusal;  // why there is none; each who waits throws an error of its own
     bool ended = false;
   };
   struct Entry {
@@ -213,7 +213,7 @@ std::shared_ptr<const Grammar> Compiler::State::compile(const Guide& guide) {
   const bool in_time = compiled_.wait_until(lock, deadline, [&] { return work->ended; });
   OSTRO_REQUIRE(in_time, name(guide.kind), " cannot be used: it takes longer than ",
                 double(options_.time_limit.count()) / 1000, " s to compile");
-  if (work->error) std::rethrow_exception(work->error);
+  OSTRO_REQUIRE(work->grammar, work->refusal);
   return work->grammar;
 }
 
@@ -233,8 +233,8 @@ std::shared_ptr<const Grammar> Compiler::State::remembered(const Guide& guide) {
 void Compiler::State::work_on(Entries::iterator it, const std::shared_ptr<Work>& made) {
   try {
     made->grammar = make(it->first);
-  } catch (...) {
-    made->error = std::current_exception();
+  } catch (const std::exception& e) {
+    made->refusal = e.what();
   }
   const std::lock_guard lock(mutex_);
   made->ended = true;
