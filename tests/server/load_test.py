@@ -307,7 +307,7 @@ class End(serving.Case):
         self.addCleanup(idle.close)
         idle.request("GET", "/health")
         idle.getresponse().read()
-        text, reader = self.stream(server, n=8)
+        text, reader = self.stream(server, n=8, max_tokens=100)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         with self.assertRaises(OSError):
@@ -354,9 +354,9 @@ class End(serving.Case):
 
     def test_two_ranks_drain(self):
         server = self.start(tp_size=2)
-        text, reader = self.stream(server)
+        text, reader = self.stream(server, max_tokens=100)
         server.process.send_signal(signal.SIGTERM)
-        reader.join(60)
+        reader.join(300)
         self.assertTrue(b"".join(text).endswith(b"data: [DONE]\n\n"))
         self.assertEqual(server.process.wait(timeout=20), 0)
 
