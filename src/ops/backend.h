@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "ops/activations.h"
 #include "ops/attention.h"
@@ -14,6 +15,7 @@
 #include "ops/moe.h"
 #include "ops/norm.h"
 #include "ops/sample.h"
+#include "ops/tactics.h"
 #include "tensor/buffer.h"
 
 namespace ostro::ops {
@@ -54,6 +56,17 @@ class Backend {
 
   // How this backend's products with e4m3 weights round their activations: what a model asks for.
   virtual Activations e4m3_activations() const = 0;
+
+  // The tactics that run() may take for a product of so many tokens, the one that it takes first;
+  // fewer than two: there is nothing to choose.
+  virtual std::vector<Tactic> tactics(const Product&, [[maybe_unused]] std::int64_t tokens) const {
+    return {};
+  }
+  // From here on run() and record() take the tactics of the table where it has one. Throws
+  // InvalidArgument for one that this backend does not have.
+  virtual void use(const Tactics& table) {
+    OSTRO_REQUIRE(table.all().empty(), description(), " has no tactics to choose from");
+  }
 
   // Whether record() gives anything.
   virtual bool records() const { return false; }

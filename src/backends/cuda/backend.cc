@@ -1,5 +1,6 @@
 #include "backends/cuda/backend.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "backends/cuda/cuda_backend.h"
@@ -11,6 +12,7 @@
 #include "backends/cuda/kernels/rows.h"
 #include "backends/cuda/kernels/sample.h"
 #include "backends/cuda/launch.h"
+#include "backends/cuda/plan/tactics.h"
 #include "base/clock.h"
 
 namespace ostro::cuda {
@@ -180,6 +182,31 @@ void while_waiting(ops::Backend& backend, std::function<void(double seconds)> tu
 
 std::string CudaBackend::description() const {
   return text(name_, ", ", processors_, " multiprocessors");
+}
+
+int CudaBackend::tile(const ops::Product& product, std::int64_t tokens) const {
+  const auto chosen = tactics_.find(product, tokens);
+  return chosen ? *chosen : planned_tile(product, tokens, processors_);
+}
+
+std::vector<ops::Tactic> CudaBackend::tactics(const ops::Product& product,
+                                              std::int64_t tokens) const {
+  std::vector<ops::Tactic> tiles = tiles_to_try(product, tokens);
+  if (tiles.empty()) return {};
+  const ops::Tactic first = tile(product, tokens);
+  std::erase(tiles, first);
+  tiles.insert(tiles.begin(), first);
+  return tiles;
+}
+
+void CudaBackend::use(const ops::Tactics& table) {
+  for (const auto& [product, by_tokens] : table.all()) {
+    const std::vector<int> tiles = tiles_of(product);
+    for (const auto& [tokens, tile] : by_tokens)
+      OSTRO_REQUIRE(std::ranges::find(tiles, tile) != tiles.end(), describe(product),
+                    ": there is no tile of ", tile, " tokens for it");
+  }
+  tactics_ = table;
 }
 
 std::size_t CudaBackend::free_memory_bytes() const {

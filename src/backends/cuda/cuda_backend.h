@@ -36,6 +36,8 @@ class CudaBackend final : public ops::Backend {
   void copy(const View& from, const View& to) override;
   void wait() override;
   ops::Activations e4m3_activations() const override { return ops::Activations::e4m3_per_token; }
+  std::vector<ops::Tactic> tactics(const ops::Product&, std::int64_t tokens) const override;
+  void use(const ops::Tactics&) override;
   bool records() const override { return true; }
   std::unique_ptr<ops::Recording> record(const std::function<void()>& work) override;
   bool replay(const ops::Recording&) override;
@@ -64,6 +66,9 @@ class CudaBackend final : public ops::Backend {
   // Before each op: that its memory is on this device, which the thread's calls then go to.
   void begin(const View& output);
 
+  // The tile of a product by the table in use, or by the plan.
+  int tile(const ops::Product&, std::int64_t tokens) const;
+
   // A copy of a host matrix on the device, its rows aligned for the kernels.
   View placed(const View& host);
 
@@ -86,6 +91,7 @@ class CudaBackend final : public ops::Backend {
   int device_;
   std::string name_;
   int processors_ = 0;
+  ops::Tactics tactics_;
   Stream stream_;
   std::function<void(double seconds)> while_waiting_;
   Staging staging_;

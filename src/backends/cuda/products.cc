@@ -59,17 +59,14 @@ void set_dense(GemmArgs& args, const quant::Weight& w, const quant::Weight* up, 
 }
 
 // y = x w^T, or its SwiGLU with `up`, for rows that all have one weight.
-void dense(cudaStream_t stream, int processors, const View& x, const quant::Weight& w,
+void dense(cudaStream_t stream, int processors, int tile, const View& x, const quant::Weight& w,
            const quant::Weight* up, const View& y) {
   if (x.rows == 0 || w.n() == 0) return;
   if (up) require_one_type(w, *up);
   const bool tensor_cores = tensor_cores_take(x, w.data.dtype, aligned(w) && (!up || aligned(*up)));
   Gemm g{};
   g.swiglu = up != nullptr;
-  g.token_tile = !tensor_cores ? kSimpleTokenTile
-                 : is_integer(w.data.dtype)
-                     ? integer_tile(x.rows, w.n(), g.swiglu, processors)
-                     : dense_tile(x.rows, w.n(), false, g.swiglu, processors);
+  g.token_tile = tensor_cores ? tile : kSimpleTokenTile;
   set_input(g.args, x);
   set_dense(g.args, w, up, x.rows, g.token_tile);
   set_output(g.args, y);
@@ -97,15 +94,14 @@ void set_output(GemmArgs& args, const E4m3Rows& y) {
 }
 
 // The same for e4m3 x and weights. With `up` the result is e4m3 (`hidden`), else y.
-void dense_e4m3(cudaStream_t stream, int processors, const E4m3Rows& x, std::int64_t rows,
+void dense_e4m3(cudaStream_t stream, int processors, int tile, const E4m3Rows& x, std::int64_t rows,
                 const quant::Weight& w, const quant::Weight* up, const E4m3Rows* hidden,
                 const View& y) {
   if (rows == 0 || w.n() == 0) return;
   Gemm g{};
   g.swiglu = up != nullptr;
   const bool all_aligned = aligned(w) && (!up || aligned(*up));
-  g.token_tile =
-      all_aligned ? dense_tile(rows, w.n(), true, g.swiglu, processors) : kUnalignedE4m3Tile;
+  g.token_tile = all_aligned ? tile : kUnalignedE4m3Tile;
   set_input(g.args, x);
   set_dense(g.args, w, up, rows, g.token_tile);
   hidden ? set_output(g.args, *hidden) : set_output(g.args, y);
@@ -177,11 +173,13 @@ E4m3Rows CudaBackend::quantised(const View& x) {
 
 void CudaBackend::enqueue(const ops::Linear& op) {
   begin(op.y);
+  const int token_tile = tile(ops::product(op.w, false), op.x.rows);
   if (op.w.data.dtype != DType::f8e4m3)
-    return dense(stream_, processors_, op.x, op.w, nullptr, op.y);
+    return dense(stream_, processors_, token_tile, op.x, op.w, nullptr, op.y);
   require_e4m3_activations(op.activations);
   if (op.x.rows == 0 || op.w.n() == 0) return;
-  dense_e4m3(stream_, processors_, quantised(op.x), op.x.rows, op.w, nullptr, nullptr, op.y);
+  dense_e4m3(stream_, processors_, token_tile, quantised(op.x), op.x.rows, op.w, nullptr, nullptr,
+             op.y);
 }
 
 void CudaBackend::enqueue(const ops::ExpertMlp& op) {
@@ -199,6 +197,8 @@ void CudaBackend::enqueue(const ops::ExpertMlp& op) {
 void CudaBackend::dense_mlp(const ops::ExpertMlp& op) {
   const ops::Expert& expert = op.local.front();
   const std::int64_t inter = expert.gate.n();
+  const int up_tile = tile(ops::product(expert.gate, true), op.x.rows);
+  const int down_tile = tile(ops::product(expert.down, false), op.x.rows);
   if (expert.gate.data.dtype == DType::f8e4m3) {
     require_e4m3_activations(op.activations);
     require_one_type(expert.gate, expert.up);
@@ -206,8 +206,9 @@ void CudaBackend::dense_mlp(const ops::ExpertMlp& op) {
     const E4m3Rows x = quantised(op.x);
     const E4m3Rows hidden =
         e4m3_rows(hidden_e4m3_, op.x.rows, inter, ceil_div(inter, quant::kE4m3Group));
-    dense_e4m3(stream_, processors_, x, op.x.rows, expert.gate, &expert.up, &hidden, {});
-    dense_e4m3(stream_, processors_, hidden, op.x.rows, expert.down, nullptr, nullptr, op.y);
+    dense_e4m3(stream_, processors_, up_tile, x, op.x.rows, expert.gate, &expert.up, &hidden, {});
+    dense_e4m3(stream_, processors_, down_tile, hidden, op.x.rows, expert.down, nullptr, nullptr,
+               op.y);
     return;
   }
   const auto size = std::int64_t(size_of(op.x.dtype));
@@ -215,8 +216,8 @@ void CudaBackend::dense_mlp(const ops::ExpertMlp& op) {
   View hidden = matrix(expert_hidden_.reserve<char>(op.x.rows * stride * size), op.x.dtype,
                        op.x.rows, inter, Device::cuda);
   hidden.row_stride = stride;
-  dense(stream_, processors_, op.x, expert.gate, &expert.up, hidden);
-  dense(stream_, processors_, hidden, expert.down, nullptr, op.y);
+  dense(stream_, processors_, up_tile, op.x, expert.gate, &expert.up, hidden);
+  dense(stream_, processors_, down_tile, hidden, expert.down, nullptr, op.y);
 }
 
 void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
@@ -247,9 +248,9 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   const bool tensor_cores = !e4m3 && tensor_cores_take(op.x, weight_type, all_aligned);
   Gemm g{};
   const bool tiled = e4m3 ? all_aligned : tensor_cores;
-  g.token_tile = !tiled                    ? e4m3 ? kUnalignedE4m3Tile : kSimpleTokenTile
-                 : is_integer(weight_type) ? integer_expert_tile(tokens, experts)
-                                           : expert_tile(tokens, experts);
+  g.token_tile = tiled  ? tile(ops::product(first.gate, true, experts), tokens)
+                 : e4m3 ? kUnalignedE4m3Tile
+                        : kSimpleTokenTile;
   const bool tma = g.token_tile > kLargestTileWithoutTma;
   g.x_type = op.x.dtype;
   g.w_type = weight_type;

@@ -7,6 +7,7 @@
 #include "backends/cuda/plan/attention_plan.h"
 #include "backends/cuda/plan/gemm_plan.h"
 #include "backends/cuda/plan/peer_plan.h"
+#include "backends/cuda/plan/tactics.h"
 #include "base/math.h"
 
 namespace ostro::cuda {
@@ -65,6 +66,50 @@ TEST(IntegerExpertTile, IsThatOfPromptsForManyTokensAndFewExperts) {
   EXPECT_EQ(integer_expert_tile(256, 8), kLargestTileWithoutTma);
   EXPECT_EQ(integer_expert_tile(257, kMostTmaExperts), kIntegerTmaTile);
   EXPECT_EQ(integer_expert_tile(5000, kMostTmaExperts + 1), kLargestTileWithoutTma);
+}
+
+TEST(PlannedTile, IsThatOfTheProductsKind) {
+  const auto planned = [](const ops::Product& p, std::int64_t tokens) {
+    return planned_tile(p, tokens, 132);
+  };
+  for (const std::int64_t tokens : {1, 16, 64, 128, 300, 2048}) {
+    EXPECT_EQ(planned({DType::bf16, 4096, 4096}, tokens),
+              dense_tile(tokens, 4096, false, false, 132));
+    EXPECT_EQ(planned({DType::f8e4m3, 44 * 128, 4096, true}, tokens),
+              dense_tile(tokens, 44 * 128, true, true, 132));
+    EXPECT_EQ(planned({DType::i8, 4096, 4096}, tokens), integer_tile(tokens, 4096, false, 132));
+    EXPECT_EQ(planned({DType::u8, 4096, 4096, true}, tokens),
+              integer_tile(tokens, 4096, true, 132));
+    EXPECT_EQ(planned({DType::f8e4m3, 14336, 4096, true, 8}, tokens), expert_tile(tokens, 8));
+    EXPECT_EQ(planned({DType::u8, 14336, 4096, true, 8}, tokens), integer_expert_tile(tokens, 8));
+  }
+}
+
+TEST(TilesToTry, AreThoseThatKernelsHaveAndMayBeFast) {
+  using Tiles = std::vector<int>;
+  const ops::Product dense{DType::bf16, 4096, 4096}, int4{DType::u8, 4096, 4096};
+  EXPECT_EQ(tiles_to_try(dense, 1), (Tiles{8, 16, 32}));
+  EXPECT_EQ(tiles_to_try(dense, 16), (Tiles{8, 16, 32, 64}));
+  EXPECT_EQ(tiles_to_try(dense, 64), (Tiles{8, 16, 32, 64, kTmaTile}));
+  EXPECT_EQ(tiles_to_try(dense, 129), (Tiles{16, 32, 64, kTmaTile}));
+  EXPECT_EQ(tiles_to_try(dense, 8192), (Tiles{64, kTmaTile}));
+  EXPECT_EQ(tiles_to_try(int4, 64), (Tiles{8, 16, 32, 64, kIntegerTmaTile}));
+  const ops::Product many{DType::f8e4m3, 4096, 4096, true, kMostTmaExperts + 1};
+  EXPECT_EQ(tiles_to_try(many, 8192), Tiles{64});
+  EXPECT_EQ(tiles_to_try({DType::f32, 4096, 4096}, 8), Tiles{}) << "one kernel alone";
+}
+
+// Else a table could not say what the plan says.
+TEST(TilesToTry, HoldThePlansTile) {
+  for (const DType type : {DType::bf16, DType::f8e4m3, DType::i8, DType::u8})
+    for (const std::int64_t experts : {0, 8, 17})
+      for (const std::int64_t n : {128, 4096, 32000})
+        for (std::int64_t tokens = 1; tokens <= 8192; tokens = tokens * 3 / 2 + 1) {
+          const ops::Product p{type, n, 4096, experts > 0, experts};
+          const std::vector<int> tiles = tiles_of(p);
+          ASSERT_NE(std::ranges::find(tiles, planned_tile(p, tokens, 132)), tiles.end())
+              << describe(p) << ' ' << tokens;
+        }
 }
 
 // The most tiles over every way to spread `slots` over `experts`.

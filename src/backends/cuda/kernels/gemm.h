@@ -82,8 +82,6 @@ void gemm_int4(cudaStream_t, const Gemm&, int processors);
 // kSimpleTokenTile.
 void gemm_simple(cudaStream_t, const Gemm&);
 
-inline bool is_integer(DType weights) { return weights == DType::i8 || weights == DType::u8; }
-
 inline void gemm(cudaStream_t stream, const Gemm& g, bool tensor_cores, int processors) {
   if (!tensor_cores)
     gemm_simple(stream, g);

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "tensor/dtype.h"
+
 namespace ostro::cuda {
 
 // Up to `count` rows of x, consecutive slots from `first`, that one expert multiplies.
@@ -25,6 +27,8 @@ inline constexpr int kLargestTileWithoutTma = 64;
 inline constexpr int kUnalignedE4m3Tile = kLargestTileWithoutTma;
 // Those of the kernel without tensor cores.
 inline constexpr int kSimpleTokenTile = 64;
+
+inline bool is_integer(DType weights) { return weights == DType::i8 || weights == DType::u8; }
 
 // The outputs of such a tile: weight rows, or pairs of gate and up rows.
 inline constexpr int outputs_of(int token_tile, bool e4m3, bool swiglu) {

@@ -1,0 +1,39 @@
+#include "backends/cuda/plan/tactics.h"
+
+#include <algorithm>
+
+#include "backends/cuda/plan/gemm_plan.h"
+
+namespace ostro::cuda {
+
+int planned_tile(const ops::Product& p, std::int64_t tokens, int processors) {
+  const bool integer = is_integer(p.weights);
+  if (p.experts > 0)
+    return integer ? integer_expert_tile(tokens, p.experts) : expert_tile(tokens, p.experts);
+  return integer ? integer_tile(tokens, p.n, p.swiglu, processors)
+                 : dense_tile(tokens, p.n, p.weights == DType::f8e4m3, p.swiglu, processors);
+}
+
+std::vector<int> tiles_of(const ops::Product& p) {
+  if (p.weights == DType::f32) return {};
+  std::vector<int> tiles;
+  for (const int tile : kTokenTiles)
+    if (tile <= kLargestTileWithoutTma) tiles.push_back(tile);
+  if (p.experts <= kMostTmaExperts)
+    tiles.push_back(is_integer(p.weights) ? kIntegerTmaTile : kTmaTile);
+  return tiles;
+}
+
+// Not those of four times the tokens and more, whose rows are mostly empty, nor those that read
+// weights more than 16 times; the two largest are always worth it for many tokens.
+std::vector<int> tiles_to_try(const ops::Product& p, std::int64_t tokens) {
+  constexpr std::int64_t kSmallestTile = 8, kMostEmpty = 4, kMostReads = 16;
+  std::vector<int> tiles = tiles_of(p);
+  std::erase_if(tiles, [&](std::int64_t tile) {
+    return tile > kMostEmpty * std::max(tokens, kSmallestTile) ||
+           (tile < kLargestTileWithoutTma && tile * kMostReads < tokens);
+  });
+  return tiles;
+}
+
+}  // namespace ostro::cuda
