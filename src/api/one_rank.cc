@@ -3,6 +3,7 @@
 #include "api/make_cuda_backend.h"
 #include "backends/cpu/backend.h"
 #include "comm/communicator.h"
+#include "model/tactics_file.h"
 
 namespace ostro::api {
 namespace {
@@ -29,11 +30,17 @@ std::unique_ptr<ops::Backend> make_backend(const ExecutorConfig& c, const Log& l
   return cpu::make_backend({.threads = c.threads});
 }
 
+std::unique_ptr<ops::Backend> make_tuned_backend(const ExecutorConfig& c, const Log& log) {
+  auto backend = make_backend(c, log);
+  model::use_tactics(c.engine_dir, *backend, log);
+  return backend;
+}
+
 struct OneRank final : Resources {
   explicit OneRank(const ExecutorConfig& c)
       : reader(c.engine_dir),
         config(read_config(reader)),
-        backend(make_backend(c, log_to(c.log))),
+        backend(make_tuned_backend(c, log_to(c.log))),
         world(comm::make_single()),
         weights(reader),
         rank(weights, config, model::Mapping{}, *backend, *world, rank_options(c, 1),

@@ -84,7 +84,7 @@ fs::path resolve(const fs::path& output_dir) {
 }  // namespace
 
 bool is_engine_dir(const fs::path& dir, std::string& reason) {
-  std::set<std::string> known = {"config.json"};
+  std::set<std::string> known = {"config.json", kTacticsFileName};
   try {
     const auto config = parse_json(read_file(dir / "config.json", kLongestConfig), "config.json");
     if (!config.is_object() || !config.contains("format_version") || !config.contains("files")) {

@@ -8,6 +8,9 @@
 
 namespace ostro::checkpoint {
 
+// What `ostro build --tune` adds to an engine (model/tactics_file.h).
+inline constexpr const char* kTacticsFileName = "tactics.json";
+
 // Whether `dir` holds an engine and nothing but an engine, so that it may be replaced by another.
 // If not, and the directory is there and not empty, `reason` says what else it holds.
 bool is_engine_dir(const std::filesystem::path& dir, std::string& reason);

@@ -9,6 +9,7 @@
 #include "cli/progress.h"
 #include "cli/runtime.h"
 #include "model/model.h"
+#include "model/tactics_file.h"
 
 namespace ostro::cli {
 namespace {
@@ -27,6 +28,7 @@ double weight_bytes(const checkpoint::EngineReader& engine) {
 
 void print_summary(const checkpoint::EngineReader& engine, const model::EngineConfig& e) {
   const model::ModelConfig& m = e.model;
+  const auto tactics = model::read_tactics(engine.dir());
   std::printf("%s\n", engine.dir().string().c_str());
   line("model", m.architecture, ", ", m.layers,
        m.layers == 1 ? " layer, hidden " : " layers, hidden ", m.hidden, ", ", m.heads, " heads, ",
@@ -48,6 +50,7 @@ void print_summary(const checkpoint::EngineReader& engine, const model::EngineCo
        " tokens, input ", e.limits.max_input_len, ", output ", e.limits.max_output_len);
   line("weights", size_text(weight_bytes(engine)), " in ", engine.ranks(),
        engine.ranks() == 1 ? " file" : " files");
+  if (tactics) line("tactics", "measured on ", tactics->device, " by Ostro ", tactics->version);
 }
 
 // What running the engine takes on each rank, by its own limits.

@@ -21,6 +21,7 @@
 #include "comm/local/launch.h"
 #include "comm/mpi_launch.h"
 #include "engine/roll_call.h"
+#include "model/tactics_file.h"
 
 namespace ostro::cli {
 namespace {
@@ -285,6 +286,9 @@ void run_rank(const RuntimeFlags& flags, std::int64_t max_logit_rows, model::Wei
               const model::EngineConfig& config, const model::Mapping& mapping, comm::World& world,
               const Log& log, const std::function<void(Session&)>& lead) {
   const DeviceOfRank device = make_backend(flags, world, log);
+  if (!flags.dummy_weights)
+    model::use_tactics(flags.engine_dir, *device.backend,
+                       world.communicator().rank() == 0 ? log : Log{});
   std::optional<Trace> trace = start_trace(flags, world.communicator());
   engine::Rank rank(weights, config, mapping, *device.backend, world.communicator(),
                     {.max_batch_size = flags.max_batch_size,

@@ -58,6 +58,14 @@ bool pad_decode_step(const Step& step, std::int64_t most_tokens, std::int64_t mo
   return true;
 }
 
+std::vector<std::int64_t> padded_decode_tokens(std::int64_t most_tokens) {
+  std::vector<std::int64_t> sizes;
+  for (std::int64_t n = 1; padded_tokens(n) <= std::min(most_tokens, kMostPadded);
+       n = sizes.back() + 1)
+    sizes.push_back(padded_tokens(n));
+  return sizes;
+}
+
 StepArrays::StepArrays(const StepShape& s, std::int64_t half, View memory) {
   const auto take = [&](DType dtype, std::int64_t rows, std::int64_t cols) {
     const std::int64_t at = words;

@@ -29,6 +29,9 @@ StepShape shape_of(const Step&);
 // `most_blocks`. False for any other step, and for more than `most_tokens`.
 bool pad_decode_step(const Step&, std::int64_t most_tokens, std::int64_t most_blocks, StepShape&);
 
+// The numbers of tokens that such steps are padded to, up to `most_tokens`, in rising order.
+std::vector<std::int64_t> padded_decode_tokens(std::int64_t most_tokens);
+
 // The arrays of one shape, at places that depend on the shape alone. `memory` is on the host or on
 // the device.
 struct StepArrays {
