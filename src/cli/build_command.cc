@@ -10,6 +10,7 @@
 #include "cli/progress.h"
 #include "cli/quantisation_flags.h"
 #include "cli/shape_flags.h"
+#include "cli/tune_engine.h"
 
 namespace ostro::cli {
 namespace {
@@ -27,6 +28,7 @@ struct BuildFlags {
   std::int64_t moe_tp = -1, moe_ep = -1;
   bool parallel_embedding = false;
   int embedding_sharding_dim = 0;
+  bool tune = false;
   bool parallel_build = false;
   int workers = 1;
 
@@ -67,6 +69,9 @@ void BuildFlags::add(CLI::App& app) {
   app.add_option("--target", target,
                  "neutral, cpu or cuda; recorded: this build's layout is the same for all")
       ->capture_default_str();
+  app.add_flag("--tune", tune,
+               "then measure on this machine's GPU which tiles the products of the ranks take; for "
+               "engines that run on such a GPU");
 
   const char* ranks = "Ranks";
   app.add_option("--world_size", world_size, "must be tp_size x pp_size; default: that")
@@ -167,6 +172,7 @@ void BuildFlags::refuse_what_is_not_built() const {
                     "the KV cache float32, float16, bfloat16 or fp8");
   OSTRO_REQUIRE(target == "neutral" || target == "cpu" || target == "cuda", "--target is \"",
                 target, "\"; it must be neutral, cpu or cuda");
+  OSTRO_REQUIRE(!tune || target != "cpu", "--tune measures on a GPU, but --target is cpu");
 }
 
 void BuildFlags::apply_rotary(ModelConfig& m) const {
@@ -265,6 +271,7 @@ int build_command(const Arguments& args) {
   options.flags_json = flags.recorded().dump();
   options.output_dir = flags.output_dir;
   options.workers = flags.parallel_build ? int(options.config.mapping.ranks()) : flags.workers;
+  const std::unique_ptr<ops::Backend> gpu = flags.tune ? gpu_to_tune() : nullptr;
   BuildProgressBar bar(!log.enabled(LogLevel::info));
   options.progress = [&](const builder::BuildProgress& p) { bar.show(p); };
 
@@ -277,6 +284,7 @@ int build_command(const Arguments& args) {
            size_text(double(done.bytes)), " in ", done.seconds, " s (",
            size_text(double(done.bytes) / std::max(done.seconds, 1e-3)), "/s), peak memory ",
            size_text(double(done.peak_memory_bytes)));
+  if (gpu) tune_engine(flags.output_dir, options.config, *gpu, log, !log.enabled(LogLevel::info));
   return 0;
 }
 

@@ -73,6 +73,24 @@ class BuildFlags(ostro.BadInput):
             with self.subTest(flags):
                 self.build_refused(*flags.split(), text=text)
 
+    def test_tune_without_a_gpu(self):
+        self.build_refused(
+            "--tune",
+            code=3,
+            env={**ostro.environment(), "CUDA_VISIBLE_DEVICES": ""},
+            match="^--tune measures on the GPU that the engine is for: (this build has no CUDA "
+            "backend; it has: cpu|there is no .*)$",
+        )
+        self.assertEqual(os.listdir(self.dir), [])
+
+    def test_tune_for_a_cpu(self):
+        self.build_refused(
+            "--tune",
+            "--target",
+            "cpu",
+            text="--tune measures on a GPU, but --target is cpu",
+        )
+
     def test_preset(self):
         self.refused(
             "build",
@@ -297,6 +315,32 @@ class Engines(ostro.BadInput):
             text="%s was made by a newer Ostro, format 2; this program reads 1: use a newer "
             "Ostro or build the engine again" % self.config
         )
+
+    def test_damaged_tactics(self):
+        path = self.write("engine/tactics.json", "{}")
+        text = '%s has no "device"' % path
+        self.run_refused(text=text)
+        self.refused("inspect", "--engine_dir", self.engine, text=text)
+
+    def test_tactics_of_another_device(self):
+        command = ["run", "--engine_dir", self.engine, "--input_file", self.ids]
+        command += ["--max_output_len", "4", "--log_level", "warning"]
+        without = self.ostro(*command)
+        version = ostro.read_json(self.config)["ostro_version"]
+        tactics = {"device": "some GPU", "ostro_version": version, "products": []}
+        path = self.write("engine/tactics.json", json.dumps(tactics))
+        result = self.ostro(*command)
+        self.assertEqual(result.out, without.out)
+        self.assertRegex(
+            result.err,
+            r"^\[ostro\] \[warning\] %s is not used: it was measured on some GPU by Ostro %s; this "
+            "is .*, Ostro %s\n$" % (path, version, version),
+        )
+        inspected = self.ostro("inspect", "--engine_dir", self.engine)
+        self.assertIn("measured on some GPU by Ostro %s\n" % version, inspected.out)
+        # They are part of the engine, and go with it.
+        ostro.build(self.engine, MIXTRAL)
+        self.assertFalse(os.path.exists(path))
 
     def test_missing_directory(self):
         missing = self.path("nowhere")
