@@ -59,6 +59,7 @@ class Bench {
     norm(x);
     route(x);
     experts(x);
+    feed_forward(x);
   }
 
   // One step of `requests` that each have `queries` new tokens at the end of `context`.
@@ -219,6 +220,55 @@ class Bench {
                                     .y = y,
                                     .activations = activations(experts_[0][0].gate)});
          });
+  }
+
+  // A layer from the sum of its attention to the next layer's norm, where its own router leads.
+  void feed_forward(const View& x) {
+    std::vector<float> row(std::size_t(x.rows * kHidden));
+    std::normal_distribution<float> normal;
+    for (float& r : row) r = normal(rng_);
+    const View residual = memory(DType::f32, x.rows, kHidden),
+               next = memory(DType::f32, x.rows, kHidden), y = memory(DType::f32, x.rows, kHidden),
+               weight = random(1, kHidden), chosen = memory(DType::i32, x.rows, kTopK),
+               weights = memory(DType::f32, x.rows, kTopK),
+               h = memory(DType::bf16, x.rows, kHidden);
+    gpu_->copy(matrix(row.data(), DType::f32, x.rows, kHidden), residual);
+    const auto run = [&](std::size_t i) {
+      const auto& experts = experts_[i % kCopies];
+      const ops::Activations rounding = activations(experts[0].gate);
+      gpu_->run(ops::MoeBlock{
+          .norm = {.x = {},
+                   .residual = residual,
+                   .weight = weight,
+                   .y = h,
+                   .eps = 1e-5f,
+                   .activations = rounding},
+          .route = {.x = h, .router = router_[i % kCopies], .experts = chosen, .weights = weights},
+          .mlp = {.x = h,
+                  .experts = chosen,
+                  .weights = weights,
+                  .local = experts,
+                  .first_expert = 0,
+                  .y = y,
+                  .activations = rounding},
+          .next = {.x = y,
+                   .residual = next,
+                   .weight = weight,
+                   .y = h,
+                   .eps = 1e-5f,
+                   .activations = rounding}});
+    };
+    double used = 0;
+    for (std::size_t i = 0; i < kCopies; ++i) {
+      std::vector<std::int32_t> e(std::size_t(x.rows * kTopK));
+      run(i);
+      gpu_->copy(chosen, matrix(e.data(), DType::i32, x.rows, kTopK));
+      gpu_->wait();
+      used += double(std::set<std::int32_t>(e.begin(), e.end()).size()) / kCopies;
+    }
+    const double expert = 3.0 * double(kHidden * kInter);
+    time(text("feed-forward (", used, ")"), x.rows, bytes_of(layers_, used * expert),
+         2.0 * double(kTopK * x.rows) * expert, run);
   }
 
   // Medians of repetitions of enough runs to hide the host's time.

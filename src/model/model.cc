@@ -241,29 +241,45 @@ void Model::compute() {
                         .inv_freq = dynamic_half_ > 0 ? now.arrays.inv_freq : buffers_->inv_freq,
                         .cos_sin = now.cos_sin});
   if (shape_.first_stage) embed();
+  backend_.run(ops::AddRmsNorm{.x = {},
+                               .residual = now.residual,
+                               .weight = weights_.layers.front().attention_norm,
+                               .y = now.h,
+                               .eps = float(config_.norm_eps),
+                               .activations = norm_activations()});
   for (std::size_t i = 0; i < weights_.layers.size(); ++i) {
-    layer(i, i > 0);
+    layer(i);
     groups_.pp->progress();
   }
-  if (shape_.last_stage) return head();
-  add_branch({}, {}, false);
+  if (shape_.last_stage) head();
 }
 
-// What the ranks' branches sum to goes to the residual stream, and its norm to h, which products
-// with layer weights read if `for_products`.
-void Model::add_branch(const View& weight, const View& h, bool for_products) {
+Model::Norm Model::norm_after(std::size_t index) const {
   const auto& now = buffers_->now;
-  const float eps = float(config_.norm_eps);
+  if (index + 1 < weights_.layers.size())
+    return {weights_.layers[index + 1].attention_norm, now.h, true};
+  if (shape_.last_stage && now.logits.rows > 0) return {weights_.norm, now.h, false};
+  return {};
+}
+
+ops::AddRmsNorm Model::norm_of_branch(const Norm& norm) const {
+  const auto& now = buffers_->now;
+  return {.x = now.branch,
+          .residual = now.residual,
+          .weight = norm.weight,
+          .y = norm.h,
+          .eps = float(config_.norm_eps),
+          .activations = norm.for_products ? norm_activations() : kAsIs};
+}
+
+// What the ranks' branches sum to goes to the residual stream, and its norm to h.
+void Model::add_branch(const Norm& norm) {
+  const ops::AddRmsNorm op = norm_of_branch(norm);
   if (groups_.tp->sum_add_norm(
-          {.x = now.branch, .residual = now.residual, .weight = weight, .y = h, .eps = eps}))
+          {.x = op.x, .residual = op.residual, .weight = op.weight, .y = op.y, .eps = op.eps}))
     return;
-  groups_.tp->all_reduce_sum(now.branch);
-  backend_.run(ops::AddRmsNorm{.x = now.branch,
-                               .residual = now.residual,
-                               .weight = weight,
-                               .y = h,
-                               .eps = eps,
-                               .activations = for_products ? norm_activations() : kAsIs});
+  groups_.tp->all_reduce_sum(op.x);
+  backend_.run(op);
 }
 
 // Sums of ranks may write h without the backend, which would not know that what it has rounded is
@@ -359,21 +375,12 @@ void Model::embed() {
   if (by_vocab) groups_.tp->all_reduce_sum(b.now.residual);
 }
 
-void Model::layer(std::size_t index, bool has_branch) {
+void Model::layer(std::size_t index) {
   const LayerWeights& w = weights_.layers[index];
   Buffers& b = *buffers_;
   const auto& now = b.now;
   const std::int64_t heads = shape_.heads.size();
 
-  if (has_branch)
-    add_branch(w.attention_norm, now.h, true);
-  else
-    backend_.run(ops::AddRmsNorm{.x = {},
-                                 .residual = now.residual,
-                                 .weight = w.attention_norm,
-                                 .y = now.h,
-                                 .eps = float(config_.norm_eps),
-                                 .activations = norm_activations()});
   backend_.run(ops::Linear{.x = now.h, .w = w.qkv, .y = now.qkv, .activations = activations_});
   backend_.run(ops::RotaryAppend{.qkv = now.qkv,
                                  .cos_sin = now.cos_sin,
@@ -390,30 +397,47 @@ void Model::layer(std::size_t index, bool has_branch) {
   backend_.run(
       ops::Linear{.x = now.attention, .w = w.o, .y = now.branch, .activations = activations_});
 
-  add_branch(w.mlp_norm, now.h, true);
-  const std::int64_t own = shape_.layers.begin + std::int64_t(index);
-  if (w.router)
-    backend_.run(ops::Route{.x = now.h,
-                            .router = w.router,
-                            .experts = now.experts,
-                            .weights = now.expert_weights,
-                            .renormalize = config_.renormalize,
-                            .live = now.arrays.live,
-                            .counts = b.expert_tokens.rows_of({own, own + 1})});
-  backend_.run(ops::ExpertMlp{.x = now.h,
-                              .experts = now.experts,
-                              .weights = now.expert_weights,
-                              .local = w.experts,
-                              .first_expert = shape_.experts.begin,
-                              .y = now.branch,
-                              .activations = activations_});
+  feed_forward(index);
+}
+
+// With the norms around it: what attention has added is normalised first, and what this adds last.
+void Model::feed_forward(std::size_t index) {
+  const LayerWeights& w = weights_.layers[index];
+  const Buffers& b = *buffers_;
+  const auto& now = b.now;
+  const Norm before{w.mlp_norm, now.h, true}, after = norm_after(index);
+  const ops::ExpertMlp mlp{.x = now.h,
+                           .experts = now.experts,
+                           .weights = now.expert_weights,
+                           .local = w.experts,
+                           .first_expert = shape_.experts.begin,
+                           .y = now.branch,
+                           .activations = activations_};
+  const auto route = [&] {
+    const std::int64_t own = shape_.layers.begin + std::int64_t(index);
+    return ops::Route{.x = now.h,
+                      .router = w.router,
+                      .experts = now.experts,
+                      .weights = now.expert_weights,
+                      .renormalize = config_.renormalize,
+                      .live = now.arrays.live,
+                      .counts = b.expert_tokens.rows_of({own, own + 1})};
+  };
+  if (w.router && groups_.tp->ranks() == 1)
+    return backend_.run(ops::MoeBlock{.norm = norm_of_branch(before),
+                                      .route = route(),
+                                      .mlp = mlp,
+                                      .next = norm_of_branch(after)});
+  add_branch(before);
+  if (w.router) backend_.run(route());
+  backend_.run(mlp);
+  add_branch(after);
 }
 
 // Normalises every row, since that is cheap, but multiplies the head for the wanted rows only.
 void Model::head() {
   const auto& now = buffers_->now;
   if (now.logits.rows == 0) return;
-  add_branch(weights_.norm, now.h, false);
   backend_.run(ops::GatherRows{.x = now.h, .rows = now.arrays.logit_rows, .y = now.last});
   const View& part = now.logits_part ? now.logits_part : now.logits;
   backend_.run(ops::Linear{.x = now.last, .w = weights_.lm_head, .y = part});

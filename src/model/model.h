@@ -75,8 +75,16 @@ class Model {
   void embed();
   void receive_from_previous();
   void send_to_next();
-  void layer(std::size_t index, bool has_branch);
-  void add_branch(const View& weight, const View& h, bool for_products);
+  void layer(std::size_t index);
+  void feed_forward(std::size_t index);
+  // The norm after layer `index`'s feed-forward: the next layer's, that of the head, or none.
+  struct Norm {
+    View weight, h;
+    bool for_products = false;  // with layer weights, which read h
+  };
+  Norm norm_after(std::size_t index) const;
+  void add_branch(const Norm&);
+  ops::AddRmsNorm norm_of_branch(const Norm&) const;
   ops::Activations norm_activations() const;
   void head();
 

@@ -12,8 +12,7 @@
 #include "ops/draw.h"
 #include "ops/embed.h"
 #include "ops/linear.h"
-#include "ops/moe.h"
-#include "ops/norm.h"
+#include "ops/moe_block.h"
 #include "ops/sample.h"
 #include "ops/tactics.h"
 #include "tensor/buffer.h"
@@ -96,6 +95,13 @@ class Backend {
   virtual void enqueue(const Route&) = 0;
   virtual void enqueue(const ExpertMlp&) = 0;
   virtual void enqueue(const Sample&) = 0;
+  // One after the other, where a backend does not join them.
+  virtual void enqueue(const MoeBlock& op) {
+    enqueue(op.norm);
+    enqueue(op.route);
+    enqueue(op.mlp);
+    enqueue(op.next);
+  }
 };
 
 }  // namespace ostro::ops

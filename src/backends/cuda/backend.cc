@@ -97,6 +97,7 @@ CudaBackend::CudaBackend(int device)
   OSTRO_SUPPORTED(properties.major == kCapability, "GPU ", device, " is a ", name_,
                   " of compute capability ", properties.major, '.', properties.minor,
                   "; this build has kernels for ", kCapability, ".0");
+  finished_ = allocate_device(sizeof(unsigned), stream_);
 }
 
 CudaBackend::~CudaBackend() { cudaStreamSynchronize(stream_); }

@@ -61,6 +61,7 @@ class CudaBackend final : public ops::Backend {
   void enqueue(const ops::Route&) override;
   void enqueue(const ops::ExpertMlp&) override;
   void enqueue(const ops::Sample&) override;
+  void enqueue(const ops::MoeBlock&) override;
 
  private:
   // Before each op: that its memory is on this device, which the thread's calls then go to.
@@ -86,7 +87,11 @@ class CudaBackend final : public ops::Backend {
   View gathered_slots(const View& x, const ExpertGroups&, std::int64_t experts, std::int64_t slots);
 
   void dense_mlp(const ops::ExpertMlp&);
-  void routed_mlp(const ops::ExpertMlp&);
+  // Enqueues what fills the groups, whose products have tiles of so many tokens.
+  using GroupChoices = std::function<void(int token_tile, const ExpertGroups&)>;
+  // The routed experts of a step that has choices, all but their weighted sum; valid until the next
+  // call.
+  ExpertSums routed_sums(const ops::ExpertMlp&, const GroupChoices& group);
 
   int device_;
   std::string name_;
@@ -105,6 +110,7 @@ class CudaBackend final : public ops::Backend {
     View from;
     E4m3Rows rows{};
   } rounded_;
+  Buffer finished_;  // of norm_route(): one counter
   E4m3Memory hidden_e4m3_{Workspace(moves_), Workspace(moves_)};
 };
 

@@ -191,7 +191,13 @@ void CudaBackend::enqueue(const ops::ExpertMlp& op) {
                                  stream_));
     return;
   }
-  op.experts ? routed_mlp(op) : dense_mlp(op);
+  if (!op.experts) return dense_mlp(op);
+  const auto group = [&](int token_tile, const ExpertGroups& groups) {
+    group_by_expert(stream_, op, token_tile, groups);
+  };
+  if (op.experts.cols == 0) return;
+  const ExpertSums sums = routed_sums(op, group);
+  combine_experts(stream_, op, sums.slot_of, sums.out);
 }
 
 void CudaBackend::dense_mlp(const ops::ExpertMlp& op) {
@@ -220,7 +226,7 @@ void CudaBackend::dense_mlp(const ops::ExpertMlp& op) {
   dense(stream_, processors_, down_tile, hidden, expert.down, nullptr, op.y);
 }
 
-void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
+ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices& group) {
   const std::int64_t experts = std::int64_t(op.local.size());
   const ops::Expert& first = op.local.front();
   const DType weight_type = first.gate.data.dtype;
@@ -244,7 +250,6 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
 
   const std::int64_t tokens = op.x.rows, hidden = op.x.cols, inter = first.gate.n();
   const std::int64_t slots = tokens * op.experts.cols;
-  if (slots == 0) return;
   const bool tensor_cores = !e4m3 && tensor_cores_take(op.x, weight_type, all_aligned);
   Gemm g{};
   const bool tiled = e4m3 ? all_aligned : tensor_cores;
@@ -269,7 +274,7 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
     return carver.bytes();
   };
   carve(Carver(expert_index_.reserve<char>(carve(Carver(nullptr)))));
-  group_by_expert(stream_, op, g.token_tile, groups);
+  group(g.token_tile, groups);
 
   std::vector<WeightRef> gate, up, down;
   for (const ops::Expert& e : op.local) {
@@ -324,7 +329,7 @@ void CudaBackend::routed_mlp(const ops::ExpertMlp& op) {
   g.args.k = int(inter);
   g.swiglu = false;
   multiply();
-  combine_experts(stream_, op, groups.slot_of, out);
+  return {.slot_of = groups.slot_of, .out = out};
 }
 
 }  // namespace ostro::cuda

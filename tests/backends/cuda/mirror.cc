@@ -69,6 +69,11 @@ class Operands {
     View device = host;
     device.device = Device::cuda;
     if (!host.data || host.rows == 0 || host.cols == 0) return device;
+    for (Operand& o : operands_)  // two operands that are one here are one there
+      if (o.host.data == host.data && same_shape(o.host, host) && o.host.dtype == host.dtype) {
+        o.is_output |= is_output;
+        return o.device;
+      }
     const auto size = std::int64_t(size_of(host.dtype));
     const bool aligned = rows_ == Rows::aligned;
     device.row_stride =
@@ -122,7 +127,7 @@ class Mirror final : public Backend {
   }
   void enqueue(const AddRmsNorm& op) override {
     Operands on(*gpu_, rows_);
-    run(on, AddRmsNorm{on.in(op.x), on.out(op.residual), on.in(op.weight), on.out(op.y), op.eps});
+    run(on, mirrored(on, op, Activations::as_is));
   }
   void enqueue(const Linear& op) override {
     Operands on(*gpu_, rows_);
@@ -149,15 +154,18 @@ class Mirror final : public Backend {
   }
   void enqueue(const Route& op) override {
     Operands on(*gpu_, rows_);
-    run(on, Route{on.in(op.x), on.in(op.router), on.out(op.experts), on.out(op.weights),
-                  op.renormalize, on.in(op.live), on.out(op.counts)});
+    run(on, mirrored(on, op));
   }
   void enqueue(const ExpertMlp& op) override {
     Operands on(*gpu_, rows_);
-    std::vector<Expert> local;
-    for (const Expert& e : op.local) local.push_back({on.in(e.gate), on.in(e.up), on.in(e.down)});
-    run(on, ExpertMlp{on.in(op.x), on.in(op.experts), on.in(op.weights), local, op.first_expert,
-                      on.out(op.y), op.activations});
+    const std::vector<Expert> local = mirrored(on, op.local);
+    run(on, mirrored(on, op, local));
+  }
+  void enqueue(const MoeBlock& op) override {
+    Operands on(*gpu_, rows_);
+    const std::vector<Expert> local = mirrored(on, op.mlp.local);
+    run(on, MoeBlock{mirrored(on, op.norm, op.norm.activations), mirrored(on, op.route),
+                     mirrored(on, op.mlp, local), mirrored(on, op.next, op.next.activations)});
   }
 
   void enqueue(const Sample& op) override {
@@ -167,6 +175,22 @@ class Mirror final : public Backend {
   }
 
  private:
+  static AddRmsNorm mirrored(Operands& on, const AddRmsNorm& op, Activations activations) {
+    return {on.in(op.x), on.out(op.residual), on.in(op.weight), on.out(op.y), op.eps, activations};
+  }
+  static Route mirrored(Operands& on, const Route& op) {
+    return {on.in(op.x),    on.in(op.router), on.out(op.experts), on.out(op.weights),
+            op.renormalize, on.in(op.live),   on.out(op.counts)};
+  }
+  static std::vector<Expert> mirrored(Operands& on, std::span<const Expert> experts) {
+    std::vector<Expert> local;
+    for (const Expert& e : experts) local.push_back({on.in(e.gate), on.in(e.up), on.in(e.down)});
+    return local;
+  }
+  static ExpertMlp mirrored(Operands& on, const ExpertMlp& op, const std::vector<Expert>& local) {
+    return {on.in(op.x),     on.in(op.experts), on.in(op.weights), local,
+            op.first_expert, on.out(op.y),      op.activations};
+  }
   static KvCache cache(Operands& on, const KvCache& c, bool output) {
     return {output ? on.out(c.k) : on.in(c.k), output ? on.out(c.v) : on.in(c.v), c.kv_heads,
             c.block_tokens};

@@ -9,35 +9,13 @@
 // Sum:      one block of 256 threads for each token; reads top_k rows of f32, writes one.
 //           Floor on an H100 (3.15 TB/s): 4 (top_k + 1) * tokens * hidden / 3.15e12 s; 32 us at
 //           2048 tokens of 4096. Measured with the products (gemm_tma.cuh).
-#include "backends/cuda/kernels/element.cuh"
-#include "backends/cuda/kernels/moe.h"
+#include "backends/cuda/kernels/moe.cuh"
 #include "backends/cuda/launch.h"
 
 namespace ostro::cuda {
 namespace {
 
 constexpr int kGroupThreads = 1024, kSumThreads = 256;
-
-// Where the experts' weights lie, by value: launch parameters hold 32 KB at most.
-template <int kExperts, bool kScales>
-struct WeightTable {
-  struct Matrices {
-    const void* data[kExperts];
-    const float* scale[kScales ? kExperts : 1];
-    std::int64_t stride;
-
-    void set(std::size_t e, const quant::Weight& w) {
-      data[e] = w.data.data;
-      stride = w.data.row_stride;
-      if constexpr (kScales) scale[e] = static_cast<const float*>(w.scale.data);
-    }
-    __device__ WeightRef of(int e) const {
-      return {data[e], stride, kScales ? scale[kScales ? e : 0] : nullptr};
-    }
-  } gate, up, down;
-};
-static_assert(sizeof(WeightTable<kMostExperts, false>) < 32000);
-static_assert(sizeof(WeightTable<kMostE4m3Experts, true>) < 32000);
 
 template <int kExperts, bool kScales>
 __global__ void __launch_bounds__(kGroupThreads)
@@ -46,52 +24,10 @@ __global__ void __launch_bounds__(kGroupThreads)
                            int first_expert, int experts, int tile, ExpertGroups out) {
   __shared__ std::int32_t start[kExperts + 1];
   begin_kernel();
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  for (int e = int(threadIdx.x); e < experts; e += kGroupThreads) {
-    out.gate[e] = table.gate.of(e);
-    out.up[e] = table.up.of(e);
-    out.down[e] = table.down.of(e);
-  }
-  const auto expert_at = [&](int i) {
-    return i < choices ? chosen[i / top_k * stride + i % top_k] - first_expert : -1;
-  };
-  for (int e = warp; e < experts; e += kGroupThreads / 32) {
-    int count = 0;
-    for (int i = lane; i - lane < choices; i += 32)
-      count += __popc(__ballot_sync(~0u, expert_at(i) == e));
-    if (lane == 0) start[e + 1] = count;
-  }
-  for (int i = int(threadIdx.x); i < choices; i += kGroupThreads) {
-    const int e = expert_at(i);
-    if (e < 0 || e >= experts) out.slot_of[i] = -1;
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    start[0] = 0;
-    int tiles = 0;
-    for (int e = 0; e < experts; ++e) {
-      const int count = start[e + 1];
-      for (int i = 0; i < count; i += tile)
-        out.tiles[tiles++] = {e, start[e] + i, min(tile, count - i)};
-      start[e + 1] = start[e] + count;
-    }
-    *out.tile_count = tiles;
-  }
-  __syncthreads();
-  for (int e = int(threadIdx.x); e <= experts; e += kGroupThreads) out.start[e] = start[e];
-  for (int e = warp; e < experts; e += kGroupThreads / 32) {
-    int next = start[e];
-    for (int i = lane; i - lane < choices; i += 32) {
-      const bool mine = expert_at(i) == e;
-      const unsigned all = __ballot_sync(~0u, mine);
-      if (mine) {
-        const int slot = next + __popc(all & ((1u << lane) - 1));
-        out.token[slot] = i / top_k;
-        out.slot_of[i] = slot;
-      }
-      next += __popc(all);
-    }
-  }
+  table.copy_to(out, experts, int(threadIdx.x), kGroupThreads);
+  group_choices<kGroupThreads, 4>(choices, top_k, experts, tile, start, out, [&](int i) {
+    return chosen[i / top_k * stride + i % top_k] - first_expert;
+  });
 }
 
 template <int kPack>
@@ -134,12 +70,7 @@ __global__ void __launch_bounds__(kSumThreads)
 template <int kExperts, bool kScales>
 void start_grouping(cudaStream_t stream, const ops::ExpertMlp& op, int token_tile,
                     const ExpertGroups& out) {
-  WeightTable<kExperts, kScales> table{};
-  for (std::size_t e = 0; e < op.local.size(); ++e) {
-    table.gate.set(e, op.local[e].gate);
-    table.up.set(e, op.local[e].up);
-    table.down.set(e, op.local[e].down);
-  }
+  const WeightTable<kExperts, kScales> table(op.local);
   launch(stream, {.blocks = 1, .threads = kGroupThreads}, group_by_expert_kernel<kExperts, kScales>,
          table, static_cast<const std::int32_t*>(op.experts.data), op.experts.row_stride,
          int(op.x.rows * op.experts.cols), int(op.experts.cols), int(op.first_expert),
@@ -150,13 +81,12 @@ void start_grouping(cudaStream_t stream, const ops::ExpertMlp& op, int token_til
 
 void group_by_expert(cudaStream_t stream, const ops::ExpertMlp& op, int token_tile,
                      const ExpertGroups& out) {
-  constexpr int kFew = 32;  // 1.6 KB of parameters at most, instead of 31
-  const bool few = op.local.size() <= kFew;
+  const bool few = op.local.size() <= kFewExperts;
   if (op.local.front().gate.scale)
-    few ? start_grouping<kFew, true>(stream, op, token_tile, out)
+    few ? start_grouping<kFewExperts, true>(stream, op, token_tile, out)
         : start_grouping<kMostE4m3Experts, true>(stream, op, token_tile, out);
   else
-    few ? start_grouping<kFew, false>(stream, op, token_tile, out)
+    few ? start_grouping<kFewExperts, false>(stream, op, token_tile, out)
         : start_grouping<kMostExperts, false>(stream, op, token_tile, out);
 }
 

@@ -21,6 +21,12 @@ struct ExpertGroups {
   std::int32_t* tile_count;  // [1]
 };
 
+// What the experts give, [slots, hidden] f32, and where: [tokens * top_k] as above.
+struct ExpertSums {
+  const std::int32_t* slot_of;
+  const float* out;
+};
+
 // At most so many local experts on one device; of quantised weights, whose scales are passed too.
 inline constexpr std::int64_t kMostExperts = 1024, kMostE4m3Experts = 640;
 

@@ -7,7 +7,7 @@
 //           tokens * experts * hidden * 2 bytes, 134 MB at 2048 tokens of 4096 and 8 experts.
 // Floor on an H100 (3.15 TB/s): 2 * tokens * hidden / 3.15e12 s; 5 us at 2048 tokens.
 // Measured (H100 80 GB HBM3, cuda_kernels_bench): 5.8 us at 1 to 64 tokens, 22 us at 2048.
-#include "backends/cuda/kernels/element.cuh"
+#include "backends/cuda/kernels/route.cuh"
 #include "backends/cuda/kernels/route.h"
 #include "backends/cuda/launch.h"
 
@@ -24,74 +24,24 @@ __global__ void __launch_bounds__(kWarps * 32)
                  std::int32_t* chosen, std::int64_t chosen_stride, float* weights,
                  std::int64_t weights_stride, unsigned* counts, int hidden, int experts, int top_k,
                  bool renormalize, const std::int32_t* live) {
-  __shared__ float logits[kMaxExperts];
-  __shared__ bool taken[kMaxExperts];
+  __shared__ RouteShared<kMaxExperts> shared;
   begin_kernel();
   const std::int64_t t = blockIdx.x;
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  if (live && t >= *live) {
-    for (int j = int(threadIdx.x); j < top_k; j += kWarps * 32) {
-      chosen[t * chosen_stride + j] = -1;
-      weights[t * weights_stride + j] = 0;
-    }
-    return;
-  }
+  const RouteRow to{chosen + t * chosen_stride, weights + t * weights_stride, counts};
+  if (live && t >= *live) return choose_none(top_k, to, int(threadIdx.x), kWarps * 32);
   x += t * x_stride;
   for (int e = warp; e < experts; e += kWarps) {
     const R* row = router + e * router_stride;
     float sum = 0;
 #pragma unroll 4
-    for (int i = lane * kCount; i < hidden; i += 32 * kCount) {
-      const auto a = load_pack<kCount>(x + i);
-      const auto b = load_pack<kCount>(row + i);
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) sum = fmaf(widen(a.v[j]), widen(b.v[j]), sum);
-    }
+    for (int i = lane * kCount; i < hidden; i += 32 * kCount)
+      sum = dot(load_pack<kCount>(x + i), load_pack<kCount>(row + i), sum);
     sum = warp_sum(sum);
-    if (lane == 0) {
-      logits[e] = sum;
-      taken[e] = false;
-    }
+    if (lane == 0) shared.set(e, sum);
   }
   __syncthreads();
-  if (warp > 0) return;
-
-  float most = -INFINITY, all = 0;
-  for (int e = lane; e < experts; e += 32) most = fmaxf(most, logits[e]);
-  most = warp_max(most);
-  for (int e = lane; e < experts; e += 32) all += expf(logits[e] - most);
-  all = warp_sum(all);
-
-  // NaN ranks last, so that every choice is a distinct expert whatever the logits.
-  float sum = 0;
-  for (int j = 0; j < top_k; ++j) {
-    float best = -INFINITY;
-    int expert = kMaxExperts;
-    for (int e = lane; e < experts; e += 32) {
-      const float z = logits[e];
-      if (taken[e] || !(expert == kMaxExperts || z > best)) continue;
-      best = isnan(z) ? -INFINITY : z;
-      expert = e;
-    }
-    for (int d = 16; d > 0; d /= 2) {
-      const float other = __shfl_xor_sync(~0u, best, d);
-      const int other_expert = __shfl_xor_sync(~0u, expert, d);
-      const bool better = other_expert < kMaxExperts && (expert == kMaxExperts || other > best ||
-                                                         (other == best && other_expert < expert));
-      if (better) best = other, expert = other_expert;
-    }
-    const float p = expf(logits[expert] - most) / all;
-    sum += p;
-    if (lane == expert % 32) taken[expert] = true;  // the lane that reads it
-    if (lane == 0) {
-      chosen[t * chosen_stride + j] = expert;
-      weights[t * weights_stride + j] = p;
-      if (counts) atomicAdd(counts + expert, 1u);
-    }
-  }
-  if (!renormalize) return;
-  __syncwarp();
-  for (int j = lane; j < top_k; j += 32) weights[t * weights_stride + j] /= sum;
+  if (warp == 0) choose_experts(shared, experts, top_k, renormalize, to, [](int, int) {});
 }
 
 }  // namespace
