@@ -1,5 +1,5 @@
 // MoeBlock: the contract in ops/moe_block.h, for every backend of this build. Its four operations
-// have tests of their own, against theirs references; here it has their bits.
+// have tests of their own, against their references; here it has their bits.
 #include "ops/moe_block.h"
 
 #include "ops/testing.h"

@@ -138,7 +138,7 @@ struct Exchange {
   }
 };
 
-// norm.cu's, in its order.
+// norm.cuh's, in its order.
 __device__ float block_sum(float x) {
   __shared__ float partial[kThreads / 32];
   x = warp_sum(x);
