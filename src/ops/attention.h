@@ -6,7 +6,9 @@ namespace ostro::ops {
 
 // The requests of one step, packed without padding: request r owns the token rows
 // [query_start[r], query_start[r+1]), which stand at the positions
-// [context_len[r] - queries, context_len[r]) of its sequence, queries = that range's size.
+// [context_len[r] - queries, context_len[r]) of its sequence, queries = that range's size. Written
+// by Backend::copy() alone, so that a kernel may read them while the operation before its own still
+// runs.
 struct Requests {
   // [1, requests + 1] i32, from 0, not decreasing. Tokens after the last are padding: an op leaves
   // their rows as they are.

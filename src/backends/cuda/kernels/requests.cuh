@@ -68,7 +68,10 @@ struct DeviceCache {
   // The row of a position, -1 where its block is missing.
   __device__ std::int64_t row(const std::int32_t* blocks, int head, int position) const {
     const std::int64_t block = blocks[position / block_tokens];
-    return block < 0 ? -1 : (block * kv_heads + head) * block_tokens + position % block_tokens;
+    return block < 0 ? -1 : row_in(block, head, position);
+  }
+  __device__ std::int64_t row_in(std::int64_t block, int head, int position) const {
+    return (block * kv_heads + head) * block_tokens + position % block_tokens;
   }
 };
 

@@ -1,8 +1,9 @@
 // ops::RotaryAngles and ops::RotaryAppend on CUDA. The contracts are in ops/attention.h.
 //
-// Grid:     angles: a thread for each angle. Append: one block of 128 threads for each token; a
+// Grid:     angles: a thread for each angle. Append: blocks of 128 threads, of one token each; a
 //           thread takes a pack of 8 elements of both halves of a head (one each where rows or the
-//           half are not in packs of 16 bytes).
+//           half are not in packs of 16 bytes). Of few tokens a block for each 128 packs, of many
+//           one block each.
 // Traffic:  append reads qkv once, writes q back and k, v to their pages: 4 bytes an element.
 // Bound by: latency up to some hundred tokens, then memory. The angles' double-precision sines are
 //           head_dim / 2 a token, once a step.
@@ -20,6 +21,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kPack = 8;
+constexpr std::int64_t kFewTokens = 256;
 
 __global__ void rotary_angles_kernel(const std::int32_t* positions, const std::int32_t* table,
                                      const float* inv_freq, std::int64_t inv_freq_stride,
@@ -41,18 +43,25 @@ template <class T, class C, int kCount>
 __global__ void __launch_bounds__(kThreads)
     rotary_append_kernel(T* qkv, std::int64_t qkv_stride, const float* cos_sin,
                          std::int64_t cos_sin_stride, DeviceRequests requests, DeviceCache cache,
-                         C* k_cache, C* v_cache, int heads, int head_dim) {
+                         C* k_cache, C* v_cache, int heads, int head_dim, int blocks_each) {
+  const std::int64_t t = blockIdx.x / unsigned(blocks_each);
+  // Where the token belongs is read before the predecessor has ended (ops::Requests).
+  const bool padding = is_padding(requests, int(t));
+  int position = 0;
+  std::int64_t block = -1;
+  if (!padding) {
+    const int request = request_of_token(requests, int(t));
+    position = position_of_token(requests, request, int(t));
+    block = requests.block_table[request * requests.table_stride + position / cache.block_tokens];
+  }
   begin_kernel();
-  const std::int64_t t = blockIdx.x;
-  if (is_padding(requests, int(t))) return;
-  const int request = request_of_token(requests, int(t));
-  const int position = position_of_token(requests, request, int(t));
-  const std::int32_t* blocks = requests.block_table + request * requests.table_stride;
+  if (padding) return;
   const int half = head_dim / 2, packs = half / kCount;
   T* const row = qkv + t * qkv_stride;
   const float* const angles = cos_sin + t * cos_sin_stride;
   const int all = (heads + 2 * cache.kv_heads) * packs;
-  for (int item = int(threadIdx.x); item < all; item += kThreads) {
+  const int first = int(blockIdx.x % unsigned(blocks_each)) * kThreads + int(threadIdx.x);
+  for (int item = first; item < all; item += blocks_each * kThreads) {
     const int head = item / packs, i = item % packs * kCount;
     T* const from = row + std::int64_t(head) * head_dim + i;
     Pack<float, kCount> a, b;
@@ -86,10 +95,9 @@ __global__ void __launch_bounds__(kThreads)
     };
     if (head < heads) {
       store(from);
-    } else {
-      const std::int64_t slot = cache.row(blocks, kv_head, position);
-      if (slot >= 0)
-        store((value ? v_cache + slot * cache.v_stride : k_cache + slot * cache.k_stride) + i);
+    } else if (block >= 0) {
+      const std::int64_t slot = cache.row_in(block, kv_head, position);
+      store((value ? v_cache + slot * cache.v_stride : k_cache + slot * cache.k_stride) + i);
     }
   }
 }
@@ -111,15 +119,18 @@ void rotary_append(cudaStream_t stream, const ops::RotaryAppend& op) {
   const bool packs = head_dim / 2 % kPack == 0 && rows_aligned(op.qkv, 16) &&
                      rows_aligned(op.cache.k, 16) && rows_aligned(op.cache.v, 16) &&
                      rows_aligned(op.cos_sin, 16);
+  const std::int64_t tokens = op.qkv.rows;
+  const std::int64_t items = op.qkv.cols / 2 / (packs ? kPack : 1);
+  const auto blocks_each = tokens <= kFewTokens ? ceil_div<std::int64_t>(items, kThreads) : 1;
   visit_dtype<float, f16, bf16>(op.qkv.dtype, "RotaryAppend on CUDA", [&]<class T>() {
     using E = device_t<T>;
     const auto append = [&]<class C>(C*) {
-      launch(stream, {.blocks = op.qkv.rows, .threads = kThreads},
+      launch(stream, {.blocks = tokens * blocks_each, .threads = kThreads},
              packs ? rotary_append_kernel<E, C, kPack> : rotary_append_kernel<E, C, 1>,
              static_cast<E*>(op.qkv.data), op.qkv.row_stride,
              static_cast<const float*>(op.cos_sin.data), op.cos_sin.row_stride,
              device_requests(op.requests), device_cache(op.cache), static_cast<C*>(op.cache.k.data),
-             static_cast<C*>(op.cache.v.data), int(op.heads), int(head_dim));
+             static_cast<C*>(op.cache.v.data), int(op.heads), int(head_dim), int(blocks_each));
     };
     if (op.cache.k.dtype == DType::f8e4m3)
       append(static_cast<device_t<f8e4m3>*>(nullptr));
