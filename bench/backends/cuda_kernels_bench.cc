@@ -1,5 +1,6 @@
 // Times the CUDA backend's ops at Mixtral 8x7B's shapes, with random data, random routing and
-// weights that rotate through more memory than L2 holds; prints each beside its limit.
+// weights that rotate through more memory than L2 holds; prints each beside its limit, and what the
+// operations of a whole step sum to, for `ostro bench latency` to be compared with.
 //
 //   cuda_kernels_bench [bf16, default, f8e4m3, int8 or int4: of the weights of layers; or
 //   attention:
@@ -51,19 +52,26 @@ class Bench {
     }
   }
 
+  // A step of up to 256 requests that have a token each, or of one prompt.
   void run(std::int64_t tokens) {
+    const bool decode = tokens <= 256;
     const View x = random(tokens, kHidden);
-    linear("qkv", qkv_, x, DType::bf16);
-    linear("o", o_, x, DType::f32);
-    if (tokens <= 256) linear("lm_head", head_, x, DType::f32);
+    double layer = linear("qkv", qkv_, x, DType::bf16) + linear("o", o_, x, DType::f32);
+    const double head = decode ? linear("lm_head", head_, x, DType::f32) : 0;
     norm(x);
     route(x);
     experts(x);
-    feed_forward(x);
+    layer += feed_forward(x);
+    layer +=
+        decode ? attention(tokens, 1, 192, DType::bf16) : attention(1, tokens, tokens, DType::bf16);
+    std::printf("%-24s %7lld %12.1f  (qkv, rotary append, attention, o, feed-forward%s)\n",
+                "sum of 32 layers", static_cast<long long>(tokens), (32 * layer + head) * 1e6,
+                decode ? "; lm_head" : "");
   }
 
-  // One step of `requests` that each have `queries` new tokens at the end of `context`.
-  void attention(std::int64_t requests, std::int64_t queries, std::int64_t context, DType type) {
+  // One step of `requests` that each have `queries` new tokens at the end of `context`; the time of
+  // attention and, of a bf16 cache, of appending to it.
+  double attention(std::int64_t requests, std::int64_t queries, std::int64_t context, DType type) {
     constexpr std::int64_t kBlock = 64;
     const std::int64_t tokens = requests * queries, each = ceil_div(context, kBlock);
     std::vector<std::int32_t> start;
@@ -84,22 +92,25 @@ class Bench {
     const View y = random(tokens, kHeads * kHeadDim), angles = memory(DType::f32, tokens, kHeadDim);
     const double seen = double(requests) *
                         (double(queries) * double(context) - double(queries * (queries - 1)) / 2);
-    time(text("attention of ", context, type == DType::f8e4m3 ? ", e4m3" : ""), tokens,
-         2.0 * double(size_of(type)) * double(requests * context * kKvHeads * kHeadDim),
-         4.0 * seen * double(kHeads * kHeadDim), [&](std::size_t) {
-           gpu_->run(ops::PagedAttention{.q = qkv.cols_of({0, kHeads * kHeadDim}),
-                                         .requests = r,
-                                         .cache = cache,
-                                         .y = y,
-                                         .heads = kHeads,
-                                         .scale = 0.088388f,
-                                         .window = 0});
-         });
-    if (context > 1024 || type == DType::f8e4m3) return;
-    time("rotary append", tokens, 4.0 * double(qkv.rows * qkv.cols), 0, [&](std::size_t) {
-      gpu_->run(ops::RotaryAppend{
-          .qkv = qkv, .cos_sin = angles, .requests = r, .cache = cache, .heads = kHeads});
-    });
+    const std::string name = text("attention of ", context, type == DType::f8e4m3 ? ", e4m3" : "");
+    const double s =
+        time(name, tokens,
+             2.0 * double(size_of(type)) * double(requests * context * kKvHeads * kHeadDim),
+             4.0 * seen * double(kHeads * kHeadDim), [&](std::size_t) {
+               gpu_->run(ops::PagedAttention{.q = qkv.cols_of({0, kHeads * kHeadDim}),
+                                             .requests = r,
+                                             .cache = cache,
+                                             .y = y,
+                                             .heads = kHeads,
+                                             .scale = 0.088388f,
+                                             .window = 0});
+             });
+    if (type == DType::f8e4m3) return s;
+    return s +
+           time("rotary append", tokens, 4.0 * double(qkv.rows * qkv.cols), 0, [&](std::size_t) {
+             gpu_->run(ops::RotaryAppend{
+                 .qkv = qkv, .cos_sin = angles, .requests = r, .cache = cache, .heads = kHeads});
+           });
   }
 
   void clear() { step_.clear(); }
@@ -162,17 +173,17 @@ class Bench {
                              : weights * double(size_of(type));
   }
 
-  void linear(const std::string& name, const std::vector<quant::Weight>& w, const View& x,
-              DType out) {
+  double linear(const std::string& name, const std::vector<quant::Weight>& w, const View& x,
+                DType out) {
     const std::int64_t n = w[0].n(), k = w[0].k();
     const View y = memory(out, x.rows, n);
-    time(name, x.rows,
-         bytes_of(w[0].data.dtype, double(n * k)) + 2.0 * double(x.rows * k) +
-             double(size_of(out)) * double(x.rows * n),
-         2.0 * double(n * k * x.rows), [&](std::size_t i) {
-           gpu_->run(
-               ops::Linear{.x = x, .w = w[i % w.size()], .y = y, .activations = activations(w[0])});
-         });
+    return time(name, x.rows,
+                bytes_of(w[0].data.dtype, double(n * k)) + 2.0 * double(x.rows * k) +
+                    double(size_of(out)) * double(x.rows * n),
+                2.0 * double(n * k * x.rows), [&](std::size_t i) {
+                  gpu_->run(ops::Linear{
+                      .x = x, .w = w[i % w.size()], .y = y, .activations = activations(w[0])});
+                });
   }
 
   void norm(const View& x) {
@@ -223,7 +234,7 @@ class Bench {
   }
 
   // A layer from the sum of its attention to the next layer's norm, where its own router leads.
-  void feed_forward(const View& x) {
+  double feed_forward(const View& x) {
     std::vector<float> row(std::size_t(x.rows * kHidden));
     std::normal_distribution<float> normal;
     for (float& r : row) r = normal(rng_);
@@ -267,13 +278,13 @@ class Bench {
       used += double(std::set<std::int32_t>(e.begin(), e.end()).size()) / kCopies;
     }
     const double expert = 3.0 * double(kHidden * kInter);
-    time(text("feed-forward (", used, ")"), x.rows, bytes_of(layers_, used * expert),
-         2.0 * double(kTopK * x.rows) * expert, run);
+    return time(text("feed-forward (", used, ")"), x.rows, bytes_of(layers_, used * expert),
+                2.0 * double(kTopK * x.rows) * expert, run);
   }
 
-  // Medians of repetitions of enough runs to hide the host's time.
+  // The median of repetitions of enough runs to hide the host's time, in seconds.
   template <class Run>
-  void time(const std::string& name, std::int64_t tokens, double bytes, double flops, Run&& run) {
+  double time(const std::string& name, std::int64_t tokens, double bytes, double flops, Run&& run) {
     const double limit = std::max(bytes / read_bytes_, flops / flops_);
     const int runs = int(std::clamp(0.02 / std::max(limit, 5e-6), 8.0, 400.0)) / 8 * 8;
     for (std::size_t i = 0; i < 8; ++i) run(i);
@@ -291,6 +302,7 @@ class Bench {
                 static_cast<long long>(tokens), s * 1e6, bytes / s / 1e9, flops / s / 1e12,
                 100 * limit / s);
     std::fflush(stdout);
+    return s;
   }
 
   DType layers_;
