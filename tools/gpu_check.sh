@@ -5,8 +5,8 @@
 #
 #   tools/gpu_check.sh [--bench] [REPORT, default build/cuda/gpu_report.txt]
 #   --bench only times. OSTRO_GPU_STEPS="build ops sanitize golden fp8 ranks nccl kernels latency throughput
-#   throughput_long load" chooses the steps; the default is all of them but sanitize. nccl needs two
-#   GPUs and NCCL, and says so where they are not.
+#   throughput_long load tune" chooses the steps; the default is all of them but sanitize and tune.
+#   nccl needs two GPUs and NCCL, and says so where they are not.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 build=build/cuda
@@ -236,6 +236,27 @@ if wanted latency; then
   latency fp8_kv 32 --enable_fp8 --fp8_kv_cache
   latency int8 32 --use_weight_only --weight_only_precision int8
   latency int4 32 --use_weight_only --weight_only_precision int4
+fi
+
+# Which tiles `ostro build --tune` finds faster than the plan's for 8x7B in fp8, and what steps of two
+# layers gain, tuned and not in turns.
+if wanted tune; then
+  engine=$(mktemp -d -p /dev/shm)
+  step tune 150 "$build/bin/ostro" build --preset mixtral-8x7b --n_layer 2 --enable_fp8 --tune \
+    --output_dir "$engine"
+  grep -v '%, ' "$logs/tune.log" | tee -a "$report"
+  mv "$engine/tactics.json" "$engine.json"
+  for round in 1 2; do
+    for name in tuned plan; do
+      rm -f "$engine/tactics.json"
+      [ $name = plan ] || cp "$engine.json" "$engine/tactics.json"
+      step "tune_${name}_$round" 60 "$build/bin/ostro" bench latency --engine_dir "$engine" \
+        --device cuda --input_len 128,512,2048 --batch_size 1,8,32,64,128 --prompt_len 64 \
+        --output_len 20 --warm_up 1
+      grep -E '^(prefill|decode) ' "$logs/tune_${name}_$round.log" | tee -a "$report"
+    done
+  done
+  rm -rf "$engine" "$engine.json"
 fi
 
 # Many requests at once through the executor, 8x7B with fp8 weights and cache.
