@@ -72,16 +72,17 @@ void print_memory(const plan::Question& q, const Mapping& m) {
     std::printf("%4lld %9.3f %9.3f %9.3f %7.3f %7.3f %9.3f %7.3f %9.3f %12.0f\n",
                 static_cast<long long>(r), gb(double(w.experts)), gb(double(w.attention)),
                 gb(double(w.embedding)), gb(double(w.head)), gb(double(w.router + w.norms)),
-                gb(double(p.weights_bytes)), gb(double(p.step_bytes)),
+                gb(double(p.weights_bytes)), gb(double(p.working_bytes())),
                 gb(per_token * double(c.kv_tokens)), per_token);
   }
   if (c.fits()) {
-    const double left = double(q.free_bytes()) - double(c.plan.weights_bytes + c.plan.step_bytes) -
+    const double left = double(q.free_bytes()) -
+                        double(c.plan.weights_bytes + c.plan.working_bytes()) -
                         double(c.plan.block_bytes) * double(c.kv_tokens / q.limits.block_tokens);
     std::printf(
         "fits: the KV cache has %lld tokens, %.1f sequences of the whole context of %lld; rank "
         "%lld "
-        "bounds it and keeps %.2f GB for the kernels' workspaces\n",
+        "bounds it and keeps %.2f GB free\n",
         static_cast<long long>(c.kv_tokens), double(c.kv_tokens) / double(q.limits.context),
         static_cast<long long>(q.limits.context), static_cast<long long>(c.rank), gb(left));
     return;
@@ -90,8 +91,8 @@ void print_memory(const plan::Question& q, const Mapping& m) {
       "does not fit: rank %lld needs %s (weights %s, a step %s, a block of KV cache), there "
       "are %s\n",
       static_cast<long long>(c.rank), plan::gigabytes(c.plan.least_bytes()).c_str(),
-      plan::gigabytes(c.plan.weights_bytes).c_str(), plan::gigabytes(c.plan.step_bytes).c_str(),
-      plan::gigabytes(q.free_bytes()).c_str());
+      plan::gigabytes(c.plan.weights_bytes).c_str(),
+      plan::gigabytes(c.plan.working_bytes()).c_str(), plan::gigabytes(q.free_bytes()).c_str());
   for (const std::string& flags : plan::what_would_fit(q, m))
     std::printf("  would fit: %s\n", flags.c_str());
 }

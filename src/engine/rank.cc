@@ -39,6 +39,13 @@ std::int64_t most_unreceived_bytes(const model::StepLimits& l, const model::Mode
   return 2 * kWordBytes * (plan_words + l.tokens * config.hidden + counts);
 }
 
+std::string beside_a_step(const plan::MemoryPlan& plan) {
+  std::string out = text(", its kernels ", plan::gigabytes(plan.scratch_bytes), ", CUDA graphs ",
+                         plan::gigabytes(plan.graphs_bytes));
+  if (plan.transport_bytes > 0) out += text(", NCCL ", plan::gigabytes(plan.transport_bytes));
+  return out;
+}
+
 }  // namespace
 
 Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
@@ -48,6 +55,7 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
       world_(world),
       mapping_(mapping),
       trace_(options.trace),
+      log_(log),
       vocab_(config.model.vocab),
       layers_(config.model.layers),
       experts_(config.model.experts),
@@ -90,11 +98,12 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
   limits_.record_steps = options.record_steps;
 
   const plan::MemoryPlan plan = plan::plan_memory(config.model, mapping, rank, limits_);
+  limits_.most_recorded_bytes = plan.graphs_bytes;
   const std::size_t free =
       backend.free_memory_bytes() / std::size_t(std::max(options.ranks_on_device, 1));
   log.info("rank ", rank, ": memory: weights ", plan::gigabytes(plan.weights_bytes), ", a step ",
-           plan::gigabytes(plan.step_bytes), ", the KV cache of what is left of ",
-           plan::gigabytes(free));
+           plan::gigabytes(plan.step_bytes), cpu ? "" : beside_a_step(plan),
+           ", the KV cache of what is left of ", plan::gigabytes(free));
   // A CPU uses weights where they are mapped, and touches no more of a step than it needs.
   if (!cpu) plan::require_fit(plan, config.model, mapping, limits_, free);
   const Stopwatch watch;
@@ -192,6 +201,13 @@ View Rank::on_host(const View& chosen) {
 // This rank's part of a step. What rank 0 wants of it is under way to it, or in result_.
 void Rank::run(const model::Step& step) {
   const model::StepOutput output = model_->forward(step);
+  if (model_->leaves_unrecorded() && !told_of_unrecorded_) {
+    told_of_unrecorded_ = true;
+    log_.info("rank ", world_.rank(), ": CUDA graphs take ",
+              plan::gigabytes(model_->recorded_bytes()), " of the ",
+              plan::gigabytes(limits_.most_recorded_bytes),
+              " reserved for them; decode steps of further shapes run without one");
+  }
   StepResult result;
   if (hands_over_) result = {rows_on_host(output.logits, step.host_rows), on_host(output.chosen)};
   const View counts = hands_over_ ? host_expert_tokens() : View{};

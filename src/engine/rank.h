@@ -88,6 +88,8 @@ class Rank {
   std::vector<std::int64_t> expert_tokens_;
   StepResult result_;  // of the step that ran last, where no other rank has it
   Trace* trace_;
+  Log log_;
+  bool told_of_unrecorded_ = false;
   std::deque<model::Step> launched_;  // that are not collected
   std::int64_t vocab_ = 0;
   std::int64_t layers_ = 0;

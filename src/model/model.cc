@@ -219,17 +219,36 @@ StepOutput Model::forward(const Step& step) {
 }
 
 // The first step of a shape is computed as any other, which makes workspaces large enough; the
-// second is recorded.
+// second is recorded, if its memory is sure to fit: if as much as any recording has taken does.
 void Model::replay(const StepShape& shape) {
   Buffers::Recorded& r = buffers_->recorded[shape];
   if (r.recording && backend_.replay(*r.recording)) return;
   if (r.recording || !r.seen) {
-    r.recording = nullptr;  // of a workspace that has moved
+    // Of a workspace that has moved.
+    if (r.recording) count_recorded([&] { r.recording = nullptr; });
     r.seen = true;
     return compute();
   }
-  r.recording = backend_.record([this] { compute(); });
-  if (!r.recording || !backend_.replay(*r.recording)) compute();
+  if (recorded_bytes() + std::size_t(most_recorded_at_once_) >= limits_.most_recorded_bytes) {
+    leaves_unrecorded_ = true;
+    return compute();
+  }
+  bool done = false;
+  count_recorded([&] {
+    r.recording = backend_.record([this] { compute(); });
+    done = r.recording && backend_.replay(*r.recording);
+  });
+  if (!done) compute();
+}
+
+// `f` makes or destroys a recording: a driver takes its memory in pieces, so the device is asked.
+template <class F>
+void Model::count_recorded(F&& f) {
+  const std::size_t before = backend_.free_memory_bytes();
+  f();
+  const std::int64_t taken = std::int64_t(before) - std::int64_t(backend_.free_memory_bytes());
+  recorded_ += taken;
+  most_recorded_at_once_ = std::max(most_recorded_at_once_, taken);
 }
 
 // Everything between a step's arrays, or what the stage before has sent, and its outputs.

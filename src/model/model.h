@@ -1,6 +1,8 @@
 // Mixtral and LLaMA: one rank's share of the forward pass.
 #pragma once
 
+#include <algorithm>
+#include <limits>
 #include <memory>
 
 #include "comm/communicator.h"
@@ -22,6 +24,8 @@ struct StepLimits {
   std::int64_t block_tokens = 0;
   std::int64_t context = 0;  // tokens of the longest sequence
   bool record_steps = true;  // decode steps, where the backend can (ops::Backend::record)
+  // Device memory that recorded steps may take: none is recorded that might not fit.
+  std::size_t most_recorded_bytes = std::numeric_limits<std::size_t>::max();
 };
 
 // The groups a rank talks to. `tp` are the ranks of its stage; `pp` the ranks that hold the same
@@ -59,6 +63,9 @@ class Model {
   // of a shape on, replayed as it was recorded, where the backend can: with the same results.
   StepOutput forward(const Step&);
   std::int64_t steps() const { return steps_; }  // begun so far
+  // Device memory that recorded steps have taken, and whether one was not recorded for want of it.
+  std::size_t recorded_bytes() const { return std::size_t(std::max<std::int64_t>(recorded_, 0)); }
+  bool leaves_unrecorded() const { return leaves_unrecorded_; }
 
   // [layers, experts] i32: the tokens that chose each expert in all steps so far, modulo 2^32, of
   // the layers of this stage and of those before it. Device memory of forward(); empty for a dense
@@ -71,6 +78,8 @@ class Model {
   void prepare(const Step&, const StepShape&, std::int64_t alternatives);
   void copy_blocks(const Step&);
   void replay(const StepShape&);
+  template <class F>
+  void count_recorded(F&& f);
   void compute();
   void embed();
   void receive_from_previous();
@@ -98,6 +107,8 @@ class Model {
   std::int64_t blocks_each_ = 0;   // of the longest sequence
   std::int64_t dynamic_half_ = 0;  // head_dim / 2 with dynamic rotary scaling
   bool records_ = false;
+  bool leaves_unrecorded_ = false;
+  std::int64_t recorded_ = 0, most_recorded_at_once_ = 0;  // bytes
   std::unique_ptr<Buffers> buffers_;
   std::int64_t steps_ = 0;
 };

@@ -66,6 +66,13 @@ std::vector<std::int64_t> padded_decode_tokens(std::int64_t most_tokens) {
   return sizes;
 }
 
+std::int64_t padded_shapes(std::int64_t most_tokens, std::int64_t most_blocks) {
+  std::int64_t widths = 0;
+  for (std::int64_t n = 1; n <= most_blocks; ++n)
+    widths += n == most_blocks || n == padded_blocks(n);
+  return std::int64_t(padded_decode_tokens(most_tokens).size()) * widths;
+}
+
 StepArrays::StepArrays(const StepShape& s, std::int64_t half, View memory) {
   const auto take = [&](DType dtype, std::int64_t rows, std::int64_t cols) {
     const std::int64_t at = words;

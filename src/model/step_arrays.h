@@ -32,6 +32,10 @@ bool pad_decode_step(const Step&, std::int64_t most_tokens, std::int64_t most_bl
 // The numbers of tokens that such steps are padded to, up to `most_tokens`, in rising order.
 std::vector<std::int64_t> padded_decode_tokens(std::int64_t most_tokens);
 
+// How many shapes pad_decode_step() has for steps of up to `most_tokens` tokens and `most_blocks`
+// blocks each.
+std::int64_t padded_shapes(std::int64_t most_tokens, std::int64_t most_blocks);
+
 // The arrays of one shape, at places that depend on the shape alone. `memory` is on the host or on
 // the device.
 struct StepArrays {

@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <string_view>
 
+#include "base/math.h"
+#include "model/step_arrays.h"
+#include "quant/e4m3.h"
+
 namespace ostro::plan {
 namespace {
 
@@ -16,7 +20,66 @@ std::size_t WeightBytes::*kind_of(std::string_view name) {
   return &WeightBytes::attention;
 }
 
+// Rows of `cols` elements of `element` bytes, each row at 16 bytes.
+std::size_t rows_bytes(std::int64_t rows, std::int64_t cols, std::size_t element) {
+  return std::size_t(rows) * round_up(std::size_t(cols) * element, std::size_t{16});
+}
+
+// Of an expert layer: x and the hidden activations as the down projection reads them.
+std::size_t expert_scratch_bytes(const model::ModelConfig& c, const model::RankShape& s,
+                                 std::int64_t tokens) {
+  const bool fp8 = c.quantization.weights == model::Quantization::Format::fp8;
+  const bool routed = c.experts > 0;
+  const std::int64_t slots = tokens * (routed ? c.top_k : 1), inter = s.inter.size();
+  const std::size_t element = fp8 ? 1 : size_of(c.dtype);
+  std::size_t bytes = rows_bytes(slots, inter, element);
+  if (fp8) bytes += std::size_t(slots * ceil_div(inter, quant::kE4m3Group)) * sizeof(float);
+  if (!routed) return bytes;
+  // Two integers a slot, a tile of 16 bytes for every eighth and each expert, its three weights.
+  constexpr std::int64_t kExpertBytes = 256;
+  bytes += rows_bytes(slots, c.hidden, sizeof(float)) + std::size_t(slots * (8 + 2)) +
+           std::size_t(s.experts.size() * kExpertBytes);
+  return fp8 ? bytes : bytes + rows_bytes(slots, c.hidden, element);
+}
+
+// The e4m3 rows of x, of the product that has most.
+std::size_t rounded_bytes(const model::ModelConfig& c, const model::RankShape& s,
+                          std::int64_t tokens) {
+  if (c.quantization.weights != model::Quantization::Format::fp8) return 0;
+  const std::int64_t slots = tokens * (c.experts > 0 ? c.top_k : 1);
+  return std::max(rows_bytes(slots, c.hidden, 1),
+                  rows_bytes(tokens, s.heads.size() * c.head_dim, 1)) +
+         std::size_t(slots) * sizeof(float);
+}
+
+// Sums of parts of 256 positions with their maximum and weight, up to 2^17 of them
+// (backends/cuda/plan/attention_plan.h).
+std::size_t attention_scratch_bytes(const model::ModelConfig& c, const model::RankShape& s,
+                                    const model::StepLimits& limits) {
+  constexpr std::int64_t kPartTokens = 256, kMostParts = 1 << 17;
+  const std::int64_t parts = limits.tokens * s.heads.size() * ceil_div(limits.context, kPartTokens);
+  return std::size_t(std::min(parts, kMostParts) * (c.head_dim + 2)) * sizeof(float);
+}
+
+// Of the graph of a decode step, for each layer, the rest of the step counted as one: 45 graphs of
+// 32 layers took 128 MB on an H200, 86 KB a layer.
+constexpr std::size_t kGraphBytesALayer = 96 << 10;
+// What all graphs may take: a model of many layers and a long context has more shapes than it is
+// worth to keep, and those that come first are kept (model::StepLimits::most_recorded_bytes).
+constexpr std::size_t kMostGraphBytes = std::size_t{512} << 20;
+// Channels and buffers of a group of GPUs (NCCL); an estimate.
+constexpr std::size_t kGroupBytes = std::size_t{400} << 20;
+
 }  // namespace
+
+std::size_t kernel_scratch_bytes(const model::ModelConfig& config, const model::Mapping& mapping,
+                                 std::int64_t rank, const model::StepLimits& limits) {
+  const model::RankShape shape = model::shape_of(config, mapping, rank);
+  const std::size_t bytes = expert_scratch_bytes(config, shape, limits.tokens) +
+                            rounded_bytes(config, shape, limits.tokens) +
+                            attention_scratch_bytes(config, shape, limits);
+  return bytes + bytes / 4;
+}
 
 WeightBytes weights_of_rank(const model::ModelConfig& config, const model::Mapping& mapping,
                             std::int64_t rank) {
@@ -27,6 +90,15 @@ WeightBytes weights_of_rank(const model::ModelConfig& config, const model::Mappi
   return bytes;
 }
 
+std::size_t graphs_bytes(const model::ModelConfig& config, const model::Mapping& mapping,
+                         std::int64_t rank, const model::StepLimits& limits) {
+  const std::int64_t layers = model::shape_of(config, mapping, rank).layers.size() + 1;
+  const std::int64_t shapes =
+      model::padded_shapes(std::min({limits.tokens, limits.requests, limits.logit_rows}),
+                           ceil_div(limits.context, limits.block_tokens));
+  return std::min(std::size_t(shapes * layers) * kGraphBytesALayer, kMostGraphBytes);
+}
+
 MemoryPlan plan_memory(const model::ModelConfig& config, const model::Mapping& mapping,
                        std::int64_t rank, const model::StepLimits& limits) {
   MemoryPlan plan;
@@ -34,11 +106,14 @@ MemoryPlan plan_memory(const model::ModelConfig& config, const model::Mapping& m
   plan.step_bytes = model::Model::step_bytes(config, mapping, rank, limits);
   plan.block_bytes =
       std::size_t(model::kv_bytes_per_token(config, mapping, rank) * limits.block_tokens);
+  plan.scratch_bytes = kernel_scratch_bytes(config, mapping, rank, limits);
+  if (limits.record_steps) plan.graphs_bytes = graphs_bytes(config, mapping, rank, limits);
+  plan.transport_bytes = std::size_t((mapping.tp > 1) + (mapping.pp > 1)) * kGroupBytes;
   return plan;
 }
 
-std::int64_t kv_blocks(const MemoryPlan& plan, double left, bool holds_step, double fraction) {
-  const double room = (left - (holds_step ? double(plan.step_bytes) : 0)) * fraction;
+std::int64_t kv_blocks(const MemoryPlan& plan, double left, bool gpu, double fraction) {
+  const double room = (left - (gpu ? double(plan.working_bytes()) : 0)) * fraction;
   return std::int64_t(std::max(room, 0.0) / double(plan.block_bytes));
 }
 
@@ -94,7 +169,8 @@ void require_fit(const MemoryPlan& plan, const model::ModelConfig& config,
     advice += text("; --tp_size ", *tp, " fits");
   OSTRO_THROW(InvalidArgument, "the model does not fit: its weights take ",
               gigabytes(plan.weights_bytes), " on this rank and a step ",
-              gigabytes(plan.step_bytes), ", the device has ", gigabytes(free), " free", advice);
+              gigabytes(plan.working_bytes()), ", the device has ", gigabytes(free), " free",
+              advice);
 }
 
 }  // namespace ostro::plan

@@ -17,13 +17,32 @@ struct WeightBytes {
 
 WeightBytes weights_of_rank(const model::ModelConfig&, const model::Mapping&, std::int64_t rank);
 
+// The last three are a GPU's; a CPU has little of the kind, and is not asked.
 struct MemoryPlan {
   std::size_t weights_bytes = 0;
-  std::size_t step_bytes = 0;   // activations, indices and logits of the largest step
-  std::size_t block_bytes = 0;  // one block of the KV cache
+  std::size_t step_bytes = 0;       // activations, indices and logits of the largest step
+  std::size_t block_bytes = 0;      // one block of the KV cache
+  std::size_t scratch_bytes = 0;    // at most, of the kernels of the largest step
+  std::size_t graphs_bytes = 0;     // reserved for recorded steps
+  std::size_t transport_bytes = 0;  // reserved for what a transport between GPUs keeps on them
 
-  std::size_t least_bytes() const { return weights_bytes + step_bytes + block_bytes; }
+  // What a step takes beside weights and cache.
+  std::size_t working_bytes() const {
+    return step_bytes + scratch_bytes + graphs_bytes + transport_bytes;
+  }
+  std::size_t least_bytes() const { return weights_bytes + working_bytes() + block_bytes; }
 };
+
+// What the CUDA backend's kernels keep beside what they are given, at most: rows of activations in
+// the order of their experts, rounded to e4m3 where weights are; the hidden activations and outputs
+// of every slot; parts of long contexts. A quarter more than that, by which workspaces grow.
+std::size_t kernel_scratch_bytes(const model::ModelConfig&, const model::Mapping&,
+                                 std::int64_t rank, const model::StepLimits&);
+
+// Reserved for the CUDA graphs of decode steps: what all that a rank may record take, up to 512
+// MiB.
+std::size_t graphs_bytes(const model::ModelConfig&, const model::Mapping&, std::int64_t rank,
+                         const model::StepLimits&);
 
 MemoryPlan plan_memory(const model::ModelConfig&, const model::Mapping&, std::int64_t rank,
                        const model::StepLimits&);

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
+
 namespace ostro::model {
 namespace {
 
@@ -23,6 +25,18 @@ Step decode_step(std::int32_t n, std::int32_t blocks) {
     step.add_sample(settings);
   }
   return step;
+}
+
+TEST(StepArrays, ShapesAreCounted) {
+  for (const auto& [tokens, blocks] : {std::pair{512, 8}, {100, 5}, {1, 1}, {700, 3}}) {
+    std::set<std::pair<std::int64_t, std::int64_t>> shapes;
+    StepShape shape;
+    for (std::int32_t n = 1; n <= tokens; ++n)
+      for (std::int32_t b = 1; b <= blocks; ++b)
+        if (pad_decode_step(decode_step(n, b), tokens, blocks, shape))
+          shapes.insert({shape.tokens, shape.blocks_each});
+    EXPECT_EQ(padded_shapes(tokens, blocks), std::int64_t(shapes.size())) << tokens;
+  }
 }
 
 TEST(StepArrays, DecodeStepsArePaddedToFewShapes) {

@@ -41,6 +41,42 @@ TEST(MemoryPlan, OfMixtralInFp8) {
   EXPECT_EQ(fp8.block_bytes, bf16.block_bytes / 2);
 }
 
+// 16384 slots of 8192 tokens: hidden activations of 14336, outputs and gathered x of 4096, and up
+// to 2^17 parts of attention; a quarter more. Only ranks that talk keep buffers for it.
+TEST(MemoryPlan, OfWhatKernelsKeep) {
+  model::ModelConfig c = model::preset("mixtral-8x7b");
+  const double slots = 16384, parts = double(1 << 17) * 130 * 4;
+  const MemoryPlan bf16 = plan_memory(c, {}, 0, kLimits);
+  EXPECT_NEAR(double(bf16.scratch_bytes),
+              1.25 * (slots * (2 * 14336 + 4 * 4096 + 2 * 4096 + 10) + parts), 1e6);
+  c.quantization.weights = model::Quantization::Format::fp8;
+  const MemoryPlan fp8 = plan_memory(c, {}, 0, kLimits);
+  EXPECT_NEAR(double(fp8.scratch_bytes),
+              1.25 * (slots * (14336 + 4 * 112 + 4 * 4096 + 4096 + 10 + 4) + parts), 1e6);
+  const model::Mapping two{.tp = 2, .pp = 1, .moe_tp = 2, .moe_ep = 1};
+  EXPECT_NEAR(double(fp8.scratch_bytes - plan_memory(c, two, 0, kLimits).scratch_bytes),
+              1.25 * slots * (14336 / 2 + 4 * 56), 1e6);
+  EXPECT_EQ(fp8.transport_bytes, 0u);
+  EXPECT_GT(plan_memory(c, two, 0, kLimits).transport_bytes, 0u);
+  EXPECT_EQ(fp8.least_bytes(), fp8.weights_bytes + fp8.block_bytes + fp8.step_bytes +
+                                   fp8.scratch_bytes + fp8.graphs_bytes);
+  c.experts = c.top_k = 0;  // dense: no slot, no gathered rows
+  EXPECT_LT(plan_memory(c, {}, 0, kLimits).scratch_bytes, fp8.scratch_bytes / 2);
+}
+
+// All shapes of small engines; of large ones as many as fit into 512 MiB.
+TEST(MemoryPlan, OfGraphs) {
+  const model::ModelConfig c = model::preset("mixtral-8x7b");
+  EXPECT_EQ(plan_memory(c, {}, 0, kLimits).graphs_bytes, 512u << 20);
+  model::StepLimits limits = kLimits;
+  limits.requests = limits.logit_rows = 8;
+  limits.context = 4 * limits.block_tokens;
+  // 1, 2, 4 and 8 requests, tables of 1 to 4 blocks, 32 layers and the rest.
+  EXPECT_EQ(plan_memory(c, {}, 0, limits).graphs_bytes, 4u * 4 * 33 * (96 << 10));
+  limits.record_steps = false;
+  EXPECT_EQ(plan_memory(c, {}, 0, limits).graphs_bytes, 0u);
+}
+
 // By kind, in bf16 and fp8 with its scales, and over the ranks of a layout.
 TEST(WeightsOfRank, ByKind) {
   model::ModelConfig c = model::preset("mixtral-8x7b");
@@ -81,7 +117,7 @@ TEST(WeightsOfRank, ByKind) {
 TEST(Capacity, IsOfTheRankWithTheFewestTokens) {
   model::ModelConfig c = model::preset("mixtral-8x7b");
   const MemoryPlan bf16 = plan_memory(c, {}, 0, kLimits);
-  const std::size_t free = bf16.weights_bytes + bf16.step_bytes + 20 * kGb;
+  const std::size_t free = bf16.weights_bytes + bf16.working_bytes() + 20 * kGb;
   const Capacity one = capacity(c, {}, kLimits, free, 0.9);
   // 18 GB of blocks of 64 x 131072 bytes.
   EXPECT_EQ(one.kv_tokens, 2145 * 64);

@@ -171,6 +171,11 @@ void CudaBackend::wait() {
   }
 }
 
+std::size_t scratch_bytes(const ops::Backend& backend) {
+  OSTRO_CHECK(backend.device() == Device::cuda, backend.description(), " is no GPU");
+  return static_cast<const CudaBackend&>(backend).scratch_bytes();
+}
+
 Queue queue_of(ops::Backend& backend) {
   OSTRO_CHECK(backend.device() == Device::cuda, backend.description(), " is no GPU");
   return static_cast<CudaBackend&>(backend).queue();

@@ -21,4 +21,7 @@ std::vector<std::string> device_identities();
 // without a driver for this build's CUDA, without such a device, or on one older than Hopper.
 std::unique_ptr<ops::Backend> make_backend(int device = 0);
 
+// Device memory that the kernels of such a backend keep for themselves.
+std::size_t scratch_bytes(const ops::Backend& backend);
+
 }  // namespace ostro::cuda

@@ -45,6 +45,7 @@ class CudaBackend final : public ops::Backend {
   std::string description() const override;
   std::size_t free_memory_bytes() const override;
 
+  std::size_t scratch_bytes() const;
   Queue queue() const { return {device_, stream_}; }
   void while_waiting(std::function<void(double)> turn) { while_waiting_ = std::move(turn); }
 

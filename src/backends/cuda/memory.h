@@ -24,6 +24,7 @@ class Workspace {
   T* reserve(std::int64_t elements) {
     return static_cast<T*>(reserve_bytes(std::size_t(elements) * sizeof(T)));
   }
+  std::size_t bytes() const { return buffer_.bytes(); }
 
  private:
   void* reserve_bytes(std::size_t bytes);

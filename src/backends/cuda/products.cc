@@ -131,6 +131,15 @@ class Carver {
 
 }  // namespace
 
+std::size_t CudaBackend::scratch_bytes() const {
+  std::size_t bytes = 0;
+  for (const Workspace* w :
+       {&attention_parts_, &expert_index_, &expert_hidden_, &expert_out_, &expert_x_, &x_e4m3_.data,
+        &x_e4m3_.scale, &hidden_e4m3_.data, &hidden_e4m3_.scale})
+    bytes += w->bytes();
+  return bytes;
+}
+
 E4m3Rows CudaBackend::e4m3_rows(E4m3Memory& memory, std::int64_t rows, std::int64_t k,
                                 std::int64_t groups) {
   const std::int64_t stride = round_up<std::int64_t>(k, 16);
