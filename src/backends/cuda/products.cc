@@ -266,6 +266,8 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
                  : e4m3 ? kUnalignedE4m3Tile
                         : kSimpleTokenTile;
   const bool tma = g.token_tile > kLargestTileWithoutTma;
+  const bool persistent = e4m3 && all_aligned && !tma && experts <= kMostTmaExperts &&
+                          g.token_tile >= kSmallestPersistentTile;
   g.x_type = op.x.dtype;
   g.w_type = weight_type;
   const std::int64_t tiles = most_tiles(slots, experts, g.token_tile);
@@ -294,6 +296,8 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
   const auto multiply = [&] {
     if (tma)
       gemm_tma(stream_, g, {g.swiglu ? gate : down, up}, processors_);
+    else if (persistent)
+      gemm_e4m3_persistent(stream_, g, {g.swiglu ? gate : down, up}, processors_);
     else
       e4m3 ? gemm_e4m3(stream_, g, all_aligned) : gemm(stream_, g, tensor_cores, processors_);
   };

@@ -39,11 +39,15 @@ TEST(DenseTile, OfSwigluHasFewerOutputs) {
 }
 
 TEST(ExpertTile, IsThatOfPromptsForFewExperts) {
-  EXPECT_EQ(expert_tile(1, 8), 8);
-  EXPECT_EQ(expert_tile(32, 8), 32);
-  EXPECT_EQ(expert_tile(65, 8), kTmaTile);
-  EXPECT_EQ(expert_tile(100000, kMostTmaExperts), kTmaTile);
-  EXPECT_EQ(expert_tile(100000, kMostTmaExperts + 1), kLargestTileWithoutTma);
+  for (const bool e4m3 : {false, true}) {
+    EXPECT_EQ(expert_tile(1, 8, e4m3), 8);
+    EXPECT_EQ(expert_tile(32, 8, e4m3), 32);
+    EXPECT_EQ(expert_tile(129, 8, e4m3), kTmaTile);
+    EXPECT_EQ(expert_tile(100000, kMostTmaExperts, e4m3), kTmaTile);
+    EXPECT_EQ(expert_tile(100000, kMostTmaExperts + 1, e4m3), kLargestTileWithoutTma);
+  }
+  EXPECT_EQ(expert_tile(65, 8, false), kTmaTile);
+  EXPECT_EQ(expert_tile(128, 8, true), kLargestTileWithoutTma);
 }
 
 TEST(IntegerTile, HoldsTheTokensWhereThatMakesEnoughBlocks) {
@@ -80,7 +84,7 @@ TEST(PlannedTile, IsThatOfTheProductsKind) {
     EXPECT_EQ(planned({DType::i8, 4096, 4096}, tokens), integer_tile(tokens, 4096, false, 132));
     EXPECT_EQ(planned({DType::u8, 4096, 4096, true}, tokens),
               integer_tile(tokens, 4096, true, 132));
-    EXPECT_EQ(planned({DType::f8e4m3, 14336, 4096, true, 8}, tokens), expert_tile(tokens, 8));
+    EXPECT_EQ(planned({DType::f8e4m3, 14336, 4096, true, 8}, tokens), expert_tile(tokens, 8, true));
     EXPECT_EQ(planned({DType::u8, 14336, 4096, true, 8}, tokens), integer_expert_tile(tokens, 8));
   }
 }

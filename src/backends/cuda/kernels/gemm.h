@@ -74,6 +74,9 @@ struct HostWeights {
 // bits: `rows` is null; weights are those of `host`, not of `args`: aligned and of at most
 // kMostTmaExperts experts. The grid is for a device of `processors` multiprocessors.
 void gemm_tma(cudaStream_t, const Gemm&, const HostWeights& host, int processors);
+// The same for experts' tiles of kSmallestPersistentTile to kLargestTileWithoutTma; weights are
+// those of `host`, not of `args`: aligned and of at most kMostTmaExperts experts.
+void gemm_e4m3_persistent(cudaStream_t, const Gemm&, const HostWeights& host, int processors);
 // int8 and int4 (u8) weights with 16-bit x: token_tile is one of kTokenTiles up to
 // kLargestTileWithoutTma. Rows of weights and of int4's scales start at 16 bytes.
 void gemm_int8(cudaStream_t, const Gemm&, int processors);

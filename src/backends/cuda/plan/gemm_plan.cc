@@ -37,9 +37,11 @@ int dense_tile(std::int64_t tokens, std::int64_t n, bool e4m3, bool swiglu, int 
                             [&](int tile) { return outputs_of(tile, e4m3, swiglu); });
 }
 
-int expert_tile(std::int64_t tokens, std::int64_t experts) {
+int expert_tile(std::int64_t tokens, std::int64_t experts, bool e4m3) {
   static_assert(*std::prev(std::end(kTokenTiles)) == kTmaTile);
   const int tile = *smallest_that_holds(tokens);
+  // Of 8 experts with 2 choices a token, one rarely gets more than 64 of 128.
+  if (e4m3 && tokens <= 2 * kLargestTileWithoutTma) return std::min(tile, kLargestTileWithoutTma);
   return experts <= kMostTmaExperts ? tile : std::min(tile, kLargestTileWithoutTma);
 }
 

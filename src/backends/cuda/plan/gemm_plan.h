@@ -25,6 +25,9 @@ inline constexpr int kIntegerTmaTile = 128;  // of integer weights
 // The largest of the other kernels, and the only one for e4m3 rows that do not start at 16 bytes.
 inline constexpr int kLargestTileWithoutTma = 64;
 inline constexpr int kUnalignedE4m3Tile = kLargestTileWithoutTma;
+// From here up to that, experts of e4m3 have a kernel whose blocks stay; below, where few experts
+// are in use, it has too few tiles.
+inline constexpr int kSmallestPersistentTile = 16;
 // Those of the kernel without tensor cores.
 inline constexpr int kSimpleTokenTile = 64;
 
@@ -46,7 +49,7 @@ int dense_tile(std::int64_t tokens, std::int64_t n, bool e4m3, bool swiglu, int 
 // For routed rows. One expert rarely gets as many as there are tokens, but its weights must not be
 // read twice when it does; a tile costs shared memory, not time: rows that are not there are
 // neither loaded nor stored.
-int expert_tile(std::int64_t tokens, std::int64_t experts);
+int expert_tile(std::int64_t tokens, std::int64_t experts, bool e4m3);
 // The same two for integer weights.
 int integer_tile(std::int64_t tokens, std::int64_t n, bool swiglu, int processors);
 int integer_expert_tile(std::int64_t tokens, std::int64_t experts);

@@ -9,7 +9,8 @@ namespace ostro::cuda {
 int planned_tile(const ops::Product& p, std::int64_t tokens, int processors) {
   const bool integer = is_integer(p.weights);
   if (p.experts > 0)
-    return integer ? integer_expert_tile(tokens, p.experts) : expert_tile(tokens, p.experts);
+    return integer ? integer_expert_tile(tokens, p.experts)
+                   : expert_tile(tokens, p.experts, p.weights == DType::f8e4m3);
   return integer ? integer_tile(tokens, p.n, p.swiglu, processors)
                  : dense_tile(tokens, p.n, p.weights == DType::f8e4m3, p.swiglu, processors);
 }

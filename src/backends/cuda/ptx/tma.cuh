@@ -18,7 +18,19 @@ __device__ inline void copy_box(std::uint32_t to, const CUtensorMap& map, int co
       : "memory");
 }
 
-// The same, to the same place and barrier in every block of the cluster whose bit is in `blocks`.
+// The same of what no other block reads soon: the first that L2 gives up.
+__device__ inline void copy_box_once(std::uint32_t to, const CUtensorMap& map, int column, int row,
+                                     std::uint32_t barrier) {
+  asm volatile(
+      "{ .reg .b64 policy; createpolicy.fractional.L2::evict_first.b64 policy, 1.0;"
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], policy; }" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+
+// As copy_box, to the same place and barrier in every block of the cluster whose bit is in
+// `blocks`.
 __device__ inline void copy_box_to(std::uint16_t blocks, std::uint32_t to, const CUtensorMap& map,
                                    int column, int row, std::uint32_t barrier) {
   asm volatile(
