@@ -281,7 +281,7 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
     groups.token = carver.take<std::int32_t>(slots);
     groups.slot_of = carver.take<std::int32_t>(slots);
     groups.tiles = carver.take<TokenTile>(tiles);
-    groups.tile_count = carver.take<std::int32_t>(1);
+    groups.tile_count = carver.take<std::int32_t>(2);
     return carver.bytes();
   };
   carve(Carver(expert_index_.reserve<char>(carve(Carver(nullptr)))));

@@ -137,6 +137,7 @@ TEST(Prompts, ExpertsAreThoseOfSmallSteps) {
                                                   {1500, 512, 1500},
                                                   {2100, 700, 3000},
                                                   {700, 640, 1152},
+                                                  {1088, 640, 1152},
                                                   {300, 2048, 7168}}) {
         if (type == DType::u8 &&
             (hidden % quant::kInt4Group != 0 || inter % quant::kInt4Group != 0))

@@ -28,7 +28,8 @@ struct GemmArgs {
   const std::int32_t* rows;  // row(s); null: s
 
   // Dense: `weight` (and `up_weight`), tiles of consecutive rows. Grouped: expert e multiplies by
-  // weights[e] (and up_weights[e]) in tiles[0 .. *tile_count), all in device memory.
+  // weights[e] (and up_weights[e]) in tiles[0 .. *tile_count), all in device memory. Tiles of at
+  // most kSmallTile, where others are larger, lie behind the first tile_count[1].
   WeightRef weight, up_weight;
   const WeightRef* weights;
   const WeightRef* up_weights;

@@ -9,7 +9,9 @@
 //           f32 in order; of bf16 and f16 it sums all columns in steps of 16.
 // Grid:     as many blocks as multiprocessors, in clusters of two that walk one list of tiles of
 //           256 weight rows x 256 tokens; a warpgroup has 64 of the tokens. With SwiGLU the 256
-//           rows are 128 gate rows and the up rows of the same outputs.
+//           rows are 128 gate rows and the up rows of the same outputs. Of a tile of at most
+//           64 tokens, what remains of many an expert's, a block takes all 256 rows and its
+//           neighbour the next 256.
 // Pipeline: one thread copies boxes (TMA, 128-byte swizzle) into four stages of 128 bytes of K, of
 //           the next tile too while the results of this one are stored: its own tokens, and half of
 //           the weight rows for both blocks. Two warpgroups multiply; of e4m3 each has two products
@@ -53,15 +55,14 @@ template <class Tile>
 __device__ void multiply_tiles(const GemmArgs& a, const TmaWeights& weights, MathWarp<Tile> m,
                                int k_tiles) {
   TileWalk<Tile> walk(a);
-  int row_tile;
-  TokenTile tile;
-  const int first = Tile::first_token(m.group, int(blockIdx.x) % Tile::kCluster);
-  const int row = first + m.warp * 16 + m.lane / 4;
-  bool more = walk.take(a, row_tile, tile);
+  TileTask task;
+  bool more = walk.take(a, task);
   while (more) {
-    const int n0 = row_tile * Tile::kOutputs;
-    const TokenTile now = tile;
-    more = walk.take(a, row_tile, tile);  // loads while this one is multiplied
+    const int n0 = task.row_tile * Tile::kOutputs;
+    const int first = Tile::first_token(m.group, task);
+    const int row = first + m.warp * 16 + m.lane / 4;
+    const TokenTile now = task.tokens;
+    more = walk.take(a, task);  // loads while this one is multiplied
     if (now.count <= first) {
       m.skip(k_tiles);
       continue;

@@ -66,7 +66,7 @@ __device__ inline void store_e4m3(const GemmArgs& a, const Fragment& f, int n0,
     store(first, 0x5410);
     store(first + 32, 0x7632);
   }
-  if (f.there[r] && f.lane % 4 == 0)
+  if (f.there[r] && f.lane % 4 == 0 && n0 < a.n)
     a.y_scale[n0 / quant::kE4m3Group * a.y_scale_stride + slot] = e4m3_scale(most);
 }
 

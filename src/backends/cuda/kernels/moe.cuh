@@ -58,28 +58,46 @@ __device__ inline int sum_before(int x) {
 }
 
 // start[e + 1] holds the choices of expert e, and then where its slots end; the tiles of its slots
-// go to `out`. By one warp.
+// go to `out`, small ones behind the others. By one warp.
 __device__ inline void place_tiles(int experts, int tile, std::int32_t* start,
                                    const ExpertGroups& out) {
   const int lane = int(threadIdx.x) % 32;
+  // Of an expert's tiles only the last can be small.
+  const auto ends_small = [tile](int count) {
+    return tile > kSmallTile && count > 0 && (count - 1) % tile < kSmallTile;
+  };
   int slots = 0, tiles = 0;
 #pragma unroll 1
   for (int base = 0; base < experts; base += 32) {
     const int e = base + lane;
     const int count = e < experts ? start[e + 1] : 0;
-    const int own_tiles = (count + tile - 1) / tile;
-    const int first = slots + sum_before(count), first_tile = tiles + sum_before(own_tiles);
+    const int large = (count + tile - 1) / tile - ends_small(count);
+    const int first = slots + sum_before(count), first_tile = tiles + sum_before(large);
 #pragma unroll 1
-    for (int i = 0; i < own_tiles; ++i)
+    for (int i = 0; i < large; ++i)
       out.tiles[first_tile + i] = {e, first + i * tile, min(tile, count - i * tile)};
     if (e < experts) start[e + 1] = first + count;
     slots = __shfl_sync(~0u, first + count, 31);
-    tiles = __shfl_sync(~0u, first_tile + own_tiles, 31);
+    tiles = __shfl_sync(~0u, first_tile + large, 31);
   }
   if (lane == 0) {
     start[0] = 0;
-    *out.tile_count = tiles;
+    out.tile_count[1] = tiles;
   }
+  __syncwarp();
+#pragma unroll 1
+  for (int base = 0; base < experts; base += 32) {
+    const int e = base + lane;
+    const int count = e < experts ? start[e + 1] - start[e] : 0;
+    const bool small = ends_small(count);
+    const int at = tiles + sum_before(small);
+    if (small) {
+      const int rest = (count - 1) % tile + 1;
+      out.tiles[at] = {e, start[e + 1] - rest, rest};
+    }
+    tiles = __shfl_sync(~0u, at + small, 31);
+  }
+  if (lane == 0) out.tile_count[0] = tiles;
 }
 
 // Numbers the slots of `choices` choices, top_k a token, by a block of kThreads threads: a warp for

@@ -18,7 +18,7 @@ struct ExpertGroups {
   std::int32_t* token;       // [tokens * top_k], by slot
   std::int32_t* slot_of;     // [tokens * top_k], by token and choice; -1: not local
   TokenTile* tiles;          // [most_tiles]
-  std::int32_t* tile_count;  // [1]
+  std::int32_t* tile_count;  // [2]: all; those of more than kSmallTile, which come first
 };
 
 // What the experts give, [slots, hidden] f32, and where: [tokens * top_k] as above.

@@ -20,6 +20,8 @@ inline constexpr int kTokenTiles[] = {8, 16, 32, 64, 256};
 // That of the kernel for prompts, for two processors; the copy engine loads its weights, of up to
 // so many experts.
 inline constexpr int kTmaTile = 256;
+// Where tiles are larger, those of at most so many rows come last: they take less time.
+inline constexpr int kSmallTile = 64;
 inline constexpr std::int64_t kMostTmaExperts = 16;
 inline constexpr int kIntegerTmaTile = 128;  // of integer weights
 // The largest of the other kernels, and the only one for e4m3 rows that do not start at 16 bytes.
