@@ -9,7 +9,8 @@
 //           head_dim / 2 a token, once a step.
 // Floor on an H100 (3.15 TB/s): 4 * tokens * (heads + 2 kv_heads) * head_dim / 3.15e12 s; 16 us at
 //           2048 tokens of 6144.
-// Measured (H100 80 GB HBM3, cuda_kernels_bench): 3.5 us at 1 token, 12.5 us at 2048 (from L2),
+// Measured (H100 80 GB HBM3, cuda_kernels_bench): 3.5 us at 1 token with one block a token, not
+//           measured with more; 12.5 us at 2048 (from L2),
 //           73 us at 8192 (2.7 TB/s, 87 %).
 #include "backends/cuda/kernels/element.cuh"
 #include "backends/cuda/kernels/requests.cuh"
