@@ -278,7 +278,7 @@ void CudaBackend::enqueue(const ops::CopyBlocks& op) {
 
 void CudaBackend::enqueue(const ops::Route& op) {
   begin(op.weights);
-  route(stream_, op);
+  route_prompts_takes(op) ? route_prompts(stream_, op) : route(stream_, op);
 }
 
 void CudaBackend::enqueue(const ops::Sample& op) {

@@ -1,10 +1,11 @@
-// The GEMM of prompts (kernels/gemm_tma.cuh) at shapes that are not multiples of its tiles: its
-// results are, bit for bit, those of steps so small that other kernels compute them, which the op
-// tests compare with reference().
+// The GEMM of prompts (kernels/gemm_tma.cuh) at shapes that are not multiples of its tiles, and
+// their router (kernels/route_prompts.cu): results are, bit for bit, those of steps so small that
+// other kernels compute them, which the op tests compare with reference().
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <vector>
 
 #include "backends/cuda/backend.h"
@@ -121,6 +122,48 @@ TEST(Prompts, LinearIsThatOfSmallSteps) {
         });
         if (HasFailure()) return;
       }
+}
+
+TEST(Prompts, RouteIsThatOfSmallSteps) {
+  const auto gpu = make_backend();
+  constexpr std::int64_t kTokens = 2101, kLive = 2090;
+  for (const DType type : {DType::bf16, DType::f16})
+    for (const auto& [hidden, experts, top_k] :
+         {std::array<std::int64_t, 3>{4096, 8, 2}, {2312, 5, 3}, {264, 1, 1}, {8, 8, 8}}) {
+      SCOPED_TRACE(text(name(type), ": hidden ", hidden, " experts ", experts, " top_k ", top_k));
+      Matrix x = Matrix(type, kTokens, hidden).random(1);
+      for (std::int64_t c = 0; c < hidden; ++c) {
+        x.set(700, c, std::nanf(""));  // ranks last
+        x.set(701, c, 0);              // all alike
+      }
+      Matrix router = Matrix(type, experts, hidden).random(2, 0.1f);
+      Matrix live = Matrix(DType::i32, 1, 1).integers({std::int32_t(kLive)});
+      const OnDevice x_on(*gpu, x.view()), router_on(*gpu, router.view()),
+          live_on(*gpu, live.view());
+      // Of `rows`: experts and weights; `count`: how many are no padding.
+      const auto run = [&](Range rows, const View& count, DType wanted) {
+        Matrix chosen(DType::i32, rows.size(), top_k), weights(DType::f32, rows.size(), top_k);
+        const OnDevice chosen_on(*gpu, chosen.view()), weights_on(*gpu, weights.view());
+        gpu->run(ops::Route{.x = x_on.view.rows_of(rows),
+                            .router = {.data = router_on.view, .scale = {}},
+                            .experts = chosen_on.view,
+                            .weights = weights_on.view,
+                            .renormalize = experts == 8,
+                            .live = count});
+        gpu->copy(chosen_on.view, chosen.view());
+        gpu->copy(weights_on.view, weights.view());
+        gpu->wait();
+        return wanted == DType::i32 ? chosen : weights;
+      };
+      for (const DType wanted : {DType::i32, DType::f32}) {
+        expect_same_in_small_steps(kTokens, [&](Range rows) { return run(rows, {}, wanted); });
+        const Matrix padded = run({0, kTokens}, live_on.view, wanted);
+        expect_same_rows(run({0, 64}, {}, wanted), padded, 0);
+        for (std::int64_t j = 0; j < top_k; ++j)
+          EXPECT_EQ(padded(kLive, j), wanted == DType::i32 ? -1 : 0);
+      }
+      if (HasFailure()) return;
+    }
 }
 
 TEST(Prompts, ExpertsAreThoseOfSmallSteps) {
