@@ -95,6 +95,9 @@ void reference(const RotaryAppend&);
 // q, position and pages alone, not on the other queries of the step, on how its prompt was chunked
 // or on block_tokens (batch.invariant): whatever the slots that it does not see hold, NaN too.
 // tokens = 0 does nothing.
+//
+// A backend may read `requests` while operations enqueued before this one still run: they must not
+// write them (Backend::copy may).
 // Ainslie et al. 2023, arXiv:2305.13245 (grouped queries); Milakov and Gimelshein 2018,
 // arXiv:1805.02867 (online softmax); Kwon et al. 2023, arXiv:2309.06180 (pages).
 struct PagedAttention {

@@ -52,11 +52,11 @@ std::size_t rounded_bytes(const model::ModelConfig& c, const model::RankShape& s
          std::size_t(slots) * sizeof(float);
 }
 
-// Sums of parts of 256 positions with their maximum and weight, up to 2^17 of them
+// Sums of parts of 512 positions with their maximum and weight, up to 2^17 of them
 // (backends/cuda/plan/attention_plan.h).
 std::size_t attention_scratch_bytes(const model::ModelConfig& c, const model::RankShape& s,
                                     const model::StepLimits& limits) {
-  constexpr std::int64_t kPartTokens = 256, kMostParts = 1 << 17;
+  constexpr std::int64_t kPartTokens = 512, kMostParts = 1 << 17;
   const std::int64_t parts = limits.tokens * s.heads.size() * ceil_div(limits.context, kPartTokens);
   return std::size_t(std::min(parts, kMostParts) * (c.head_dim + 2)) * sizeof(float);
 }

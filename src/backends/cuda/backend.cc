@@ -259,14 +259,15 @@ void CudaBackend::enqueue(const ops::RotaryAppend& op) {
 void CudaBackend::enqueue(const ops::PagedAttention& op) {
   begin(op.y);
   if (!attention_mma_takes(op)) return attention_simple(stream_, op);
-  const AttentionPlan plan =
-      plan_attention({.tokens = op.q.rows,
-                      .requests = op.requests.count(),
-                      .heads = op.heads,
-                      .kv_heads = op.cache.kv_heads,
-                      .context = op.requests.block_table.cols * op.cache.block_tokens,
-                      .wgmma = attention_wgmma_takes(op)},
-                     processors_);
+  const AttentionPlan plan = plan_attention(
+      {.tokens = op.q.rows,
+       .requests = op.requests.count(),
+       .heads = op.heads,
+       .kv_heads = op.cache.kv_heads,
+       .context = op.requests.block_table.cols * op.cache.block_tokens,
+       .wgmma = attention_wgmma_takes(op),
+       .decode = attention_decode_takes(op) ? decode_blocks(size_of(op.cache.k.dtype)) : 0},
+      processors_);
   float* const parts = attention_parts_.reserve<float>(attention_scratch(op, plan));
   attention_mma(stream_, op, plan, parts);
 }

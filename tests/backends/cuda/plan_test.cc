@@ -196,6 +196,30 @@ TEST(AttentionPlan, SplitsLongContextsOfFewRequests) {
   EXPECT_EQ(plan_attention({}, 132).row_tiles, 0);
 }
 
+TEST(AttentionPlan, HasAKernelForSingleTokens) {
+  AttentionShape s{.tokens = 8, .requests = 8, .heads = 32, .kv_heads = 8, .context = 4096};
+  EXPECT_FALSE(plan_attention(s, 132).decode);
+  s.decode = 1;
+  EXPECT_TRUE(plan_attention(s, 132).decode);
+  EXPECT_EQ(plan_attention(s, 132).splits, 4096 / kSplitTokens);
+  EXPECT_EQ(plan_attention(s, 132).blocks, 132);
+  s.context = kSplitTokens;
+  EXPECT_EQ(plan_attention(s, 132).splits, 1);
+  EXPECT_EQ(plan_attention(s, 132).blocks, 64);
+  s.tokens = 9;  // some request has two
+  EXPECT_FALSE(plan_attention(s, 132).decode);
+  s.context = 4096;
+  s.tokens = s.requests = 32;  // 256 items: two turns, of parts 16 that are an eighth as long
+  EXPECT_EQ(plan_attention(s, 132).splits, 1);
+  s.tokens = s.requests = 17;  // 136 items: two turns, of parts nine
+  EXPECT_EQ(plan_attention(s, 132).splits, 4096 / kSplitTokens);
+  s.decode = 2;  // one turn, of parts five
+  EXPECT_EQ(plan_attention(s, 132).splits, 4096 / kSplitTokens);
+  s.tokens = s.requests = 32;
+  EXPECT_EQ(plan_attention(s, 132).splits, 1);
+  EXPECT_EQ(plan_attention(s, 132).blocks, 256);
+}
+
 TEST(PeerSum, GoesInTwoRoundsWhereThatSavesMoreThanTheSecondWait) {
   // Of two ranks each sends as much either way.
   for (const std::int64_t rows : {1, 128, 8192})

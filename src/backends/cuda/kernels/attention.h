@@ -14,6 +14,9 @@ inline constexpr std::int64_t kMostHeadDim = 256;
 bool attention_mma_takes(const ops::PagedAttention&);
 // True if it can take plans of warpgroups too: head_dim 64 or 128, pages of a multiple of 8 tokens.
 bool attention_wgmma_takes(const ops::PagedAttention&);
+// True if it can take plans of single tokens: wgmma's conditions, queries aligned to 16 bytes, few
+// heads to a key head.
+bool attention_decode_takes(const ops::PagedAttention&);
 
 // Floats of scratch that attention_mma needs for its parts.
 std::int64_t attention_scratch(const ops::PagedAttention&, const AttentionPlan&);

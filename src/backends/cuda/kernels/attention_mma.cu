@@ -22,6 +22,11 @@ bool attention_wgmma_takes(const ops::PagedAttention& op) {
          op.cache.block_tokens % 8 == 0;
 }
 
+bool attention_decode_takes(const ops::PagedAttention& op) {
+  return attention_wgmma_takes(op) && rows_aligned(op.q, 16) &&
+         op.heads <= kMostDecodeGroup * op.cache.kv_heads;
+}
+
 std::int64_t attention_scratch(const ops::PagedAttention& op, const AttentionPlan& plan) {
   return plan.splits > 1 ? op.q.rows * op.heads * plan.splits * (op.cache.k.cols + 2) : 0;
 }
@@ -52,6 +57,13 @@ void attention_mma(cudaStream_t stream, const ops::PagedAttention& op, const Att
   args.totals = scratch ? scratch + op.q.rows * op.heads * plan.splits * head_dim : nullptr;
   visit_dtype<f16, bf16>(op.q.dtype, "PagedAttention on CUDA", [&]<class T>() {
     const bool e4m3 = op.cache.k.dtype == DType::f8e4m3;
+    if (plan.decode) {
+      if constexpr (std::is_same_v<T, bf16>)
+        return (e4m3 ? attention_decode_bf16_e4m3 : attention_decode_bf16)(stream, args,
+                                                                           plan.blocks);
+      else
+        return (e4m3 ? attention_decode_f16_e4m3 : attention_decode_f16)(stream, args, plan.blocks);
+    }
     if (plan.wgmma) {
       if constexpr (std::is_same_v<T, bf16>)
         return (e4m3 ? attention_wgmma_bf16_e4m3 : attention_wgmma_bf16)(stream, args, plan.blocks);

@@ -2,11 +2,11 @@
 //
 // Rows:     the query heads that share a key head, of consecutive tokens of one request: row i of a
 //           request is head i % group of its token i / group. A warp has 16.
-// Grid:     tiles of rows x key heads x splits. Decoding: one warp a block, 64 KB of keys and
-// values
-//           in flight each (32 KB of e4m3), three blocks a multiprocessor (five); with few blocks,
-//           one for each 256 positions, joined by a second kernel. Prefill, where
-//           attention_wgmma.cuh has no kernel: four warps share each tile of 64 positions.
+// Grid:     tiles of rows x key heads x splits, where attention_decode.cuh and attention_wgmma.cuh
+//           have no kernel. Few rows a request: one warp a block, 64 KB of keys and values in
+//           flight each (32 KB of e4m3), three blocks a multiprocessor (five); with few blocks, one
+//           for each part, joined by a second kernel. More rows: four warps share each tile of 64
+//           positions.
 // Pipeline: 16-byte cp.async of the next tile's pages into swizzled shared memory, mma.m16n8k16 on
 //           this one; e4m3 is widened between shared memory and registers.
 // Order:    attention_rows.cuh.
@@ -20,6 +20,7 @@
 //           requests of 192: 312 us (82 %). On an H200 with e4m3 769 and 171 us.
 #pragma once
 
+#include "backends/cuda/kernels/attention_join.cuh"
 #include "backends/cuda/kernels/attention_rows.cuh"
 #include "backends/cuda/launch.h"
 #include "backends/cuda/ptx/cp_async.cuh"
@@ -230,10 +231,12 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
     }
     float keep[2];
     softmax.step(reinterpret_cast<float(&)[kPositions / 2]>(s), scale_log2, keep);
+    if (__any_sync(~0u, keep[0] != 1 || keep[1] != 1)) {
 #pragma unroll
-    for (int n = 0; n < kHead / 8; ++n)
+      for (int n = 0; n < kHead / 8; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sum[n][i] *= keep[i / 2];
+        for (int i = 0; i < 4; ++i) sum[n][i] *= keep[i / 2];
+    }
 
     // sum += weights * values, 32 columns at a time; the next values load during the products. Of
     // neighbouring products no two have one sum.
@@ -404,32 +407,6 @@ __global__ void __launch_bounds__(kWarps * 32) attention_mma_kernel(const Attent
   }
 }
 
-// Joins the parts of one query head of one token, a block each.
-constexpr int kJoinThreads = 64;
-template <class T>
-__global__ void __launch_bounds__(kJoinThreads) join_parts_kernel(const AttentionArgs a) {
-  begin_kernel();
-  const std::int64_t token = blockIdx.x / a.heads;
-  const int head = int(blockIdx.x % a.heads);
-  if (is_padding(a.requests, int(token))) return;
-  const int request = request_of_token(a.requests, int(token));
-  const int position = position_of_token(a.requests, request, int(token));
-  const int first = a.window > 0 ? max(0, position - a.window + 1) : 0;
-  const std::int64_t part0 = (token * a.heads + head) * a.splits;
-  for (int i = int(threadIdx.x); i < a.head_dim; i += kJoinThreads) {
-    float most = -INFINITY, total = 0, sum = 0;
-    for (int split = first / kSplitTokens; split <= position / kSplitTokens; ++split) {
-      const std::int64_t part = part0 + split;
-      const Join join(most, a.totals[2 * part]);
-      sum = join(sum, a.sums[part * a.head_dim + i]);
-      total = join(total, a.totals[2 * part + 1]);
-      most = join.most;
-    }
-    static_cast<T*>(a.y)[token * a.y_stride + std::int64_t(head) * a.head_dim + i] =
-        rounded_to<T>(__fmul_rn(sum, __frcp_rn(total)));
-  }
-}
-
 template <class T, class C, int kHead, int kWarps>
 void start_attention(cudaStream_t stream, const AttentionArgs& args) {
   launch(stream,
@@ -452,9 +429,7 @@ void attention_mma_of(cudaStream_t stream, const AttentionArgs& args, int warps)
     with.template operator()<128>();
   else
     with.template operator()<256>();
-  if (args.splits > 1)
-    launch(stream, {.blocks = args.tokens * args.heads, .threads = kJoinThreads},
-           join_parts_kernel<T>, args);
+  if (args.splits > 1) join_parts<T>(stream, args);
 }
 
 }  // namespace ostro::cuda

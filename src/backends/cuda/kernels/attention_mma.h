@@ -32,5 +32,9 @@ void attention_wgmma_bf16(cudaStream_t, const AttentionArgs&, int blocks);
 void attention_wgmma_f16(cudaStream_t, const AttentionArgs&, int blocks);
 void attention_wgmma_bf16_e4m3(cudaStream_t, const AttentionArgs&, int blocks);
 void attention_wgmma_f16_e4m3(cudaStream_t, const AttentionArgs&, int blocks);
+void attention_decode_bf16(cudaStream_t, const AttentionArgs&, int blocks);
+void attention_decode_f16(cudaStream_t, const AttentionArgs&, int blocks);
+void attention_decode_bf16_e4m3(cudaStream_t, const AttentionArgs&, int blocks);
+void attention_decode_f16_e4m3(cudaStream_t, const AttentionArgs&, int blocks);
 
 }  // namespace ostro::cuda

@@ -1,9 +1,11 @@
 // What the kernels of paged attention share, so that a query's result has the same bits in each
 // (batch.invariant): the rows of a block, the order of the sums, their roundings.
 //
-// Order: tiles of 64 positions in parts of 256, by absolute position. The sums of a part start
-// anew; its tiles join by the online softmax, then the parts join in order. In a product the tensor
-// core adds 16 positions, or 16 columns of a head, at a time, whichever instruction it is. A
+// Order: tiles of 64 positions in parts of 512, by absolute position. The sums of a part start
+// anew; its tiles join by the online softmax, then the parts join in order. Of a tile's weights
+// those at positions equal modulo 8 are added first, then neighbours; the four sums add up over the
+// part's tiles, and at its end to its total. In a product the tensor core adds 16 positions, or 16
+// columns of a head, at a time, whichever instruction it is and whichever operand comes first. A
 // softmax weight is f32 in the row's total and has 16 bits in the product with the values: of the
 // activations' type, f16 on an e4m3 cache, whose numbers are f16 numbers too. Queries are then f16
 // as well: bf16 ones times a power of two for each row, which its scores are divided by.
@@ -107,7 +109,15 @@ struct Join {
   }
 };
 
-// The online softmax of the two rows of a thread. Maxima are of scores times scale * log2(e).
+// What a row's weights are relative to after a tile whose largest score, times scale * log2(e), is
+// `tile`: that of the first tile, until a later one would make weights larger than 2^8, so that
+// sums are seldom multiplied (Zadouri et al. 2026, FlashAttention-4). f16 weights reach to 2^16.
+__device__ inline float later_most(float most, float tile) {
+  constexpr float kGrowth = 8;
+  return tile > most + kGrowth ? tile : most;
+}
+
+// The online softmax of the two rows of a thread.
 struct Softmax {
   float most[2], total[2];
   __device__ void start() {
@@ -126,17 +136,21 @@ struct Softmax {
     for (int i = 0; i < 2; ++i) {
       for (int d = 1; d < 4; d *= 2)
         tile_most[i] = fmaxf(tile_most[i], __shfl_xor_sync(~0u, tile_most[i], d));
-      const float new_most = fmaxf(most[i], __fmul_rn(tile_most[i], scale_log2[i]));
+      const float new_most = later_most(most[i], __fmul_rn(tile_most[i], scale_log2[i]));
       reference[i] = new_most == -INFINITY ? 0 : new_most;
       keep[i] = ptx::exp2(most[i] - reference[i]);
       most[i] = new_most;
-      total[i] = __fmul_rn(total[i], keep[i]);
     }
+    float tile_total[2][2];  // of even and of odd positions
 #pragma unroll
     for (int n = 0; n < kPositions / 2; ++n) {
+      float& of = tile_total[n / 2 % 2][n % 2];
       s[n] = ptx::exp2(__fmaf_rn(s[n], scale_log2[n / 2 % 2], -reference[n / 2 % 2]));
-      total[n / 2 % 2] = __fadd_rn(total[n / 2 % 2], s[n]);
+      of = n < 4 ? s[n] : __fadd_rn(of, s[n]);
     }
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      total[i] = __fmaf_rn(total[i], keep[i], __fadd_rn(tile_total[i][0], tile_total[i][1]));
   }
   // total of the whole rows, which four threads share.
   __device__ void add_up_totals() {

@@ -10,10 +10,27 @@ namespace {
 // A part takes head_dim + 2 floats of scratch: 68 MB of them at head_dim 128.
 constexpr std::int64_t kMostParts = std::int64_t{1} << 17;
 
+bool parts_fit(const AttentionShape& s, std::int64_t splits) {
+  return s.tokens * s.heads * splits <= kMostParts;
+}
+
+// Blocks take items in turns. Parts are items of their own where the longest turns so become a
+// fifth shorter; joining them takes a kernel more.
+AttentionPlan plan_single_tokens(const AttentionShape& s, int processors) {
+  const std::int64_t items = s.tokens * s.kv_heads, blocks = s.decode * std::int64_t{processors};
+  const std::int64_t splits = ceil_div<std::int64_t>(s.context, kSplitTokens);
+  AttentionPlan plan{.decode = true};
+  const std::int64_t turns = ceil_div(items, blocks), part_turns = ceil_div(items * splits, blocks);
+  if (5 * part_turns <= 4 * turns * splits && parts_fit(s, splits)) plan.splits = int(splits);
+  plan.blocks = int(std::min(items * plan.splits, blocks));
+  return plan;
+}
+
 }  // namespace
 
 AttentionPlan plan_attention(const AttentionShape& s, int processors) {
   if (s.tokens == 0 || s.requests == 0) return {};
+  if (s.decode > 0 && s.tokens <= s.requests) return plan_single_tokens(s, processors);
   const std::int64_t rows = s.tokens * (s.heads / s.kv_heads);
   AttentionPlan plan;
   // Four warps share what they load where most requests have rows for them.
@@ -29,8 +46,7 @@ AttentionPlan plan_attention(const AttentionShape& s, int processors) {
   const std::int64_t wanted = each * std::int64_t{processors};
   const std::int64_t blocks = plan.row_tiles * s.kv_heads;
   const std::int64_t splits = ceil_div<std::int64_t>(s.context, kSplitTokens);
-  if (splits > 1 && blocks < wanted && s.tokens * s.heads * splits <= kMostParts)
-    plan.splits = int(splits);
+  if (splits > 1 && blocks < wanted && parts_fit(s, splits)) plan.splits = int(splits);
   if (s.wgmma && plan.warps == kManyWarps && plan.splits == 1) {
     plan.wgmma = true;
     plan.row_tiles = rows / kWgmmaRows + s.requests;

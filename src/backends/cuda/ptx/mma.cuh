@@ -46,4 +46,12 @@ __device__ inline void load_matrices_transposed(std::uint32_t (&r)[4], std::uint
                : "memory");
 }
 
+// An 8x8 matrix of 16-bit elements, row lane / 4 and columns 2 (lane % 4) and + 1 in a lane,
+// becomes its transpose.
+__device__ inline std::uint32_t transposed(std::uint32_t pair) {
+  std::uint32_t turned;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
+  return turned;
+}
+
 }  // namespace ostro::cuda::ptx

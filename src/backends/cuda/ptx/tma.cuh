@@ -8,6 +8,21 @@
 
 namespace ostro::cuda::ptx {
 
+// `bytes` in a row, a multiple of 16 like both addresses; they count at `barrier`.
+__device__ inline void copy_bytes(std::uint32_t to, const void* from, int bytes,
+                                  std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+// Brings `map`, a kernel's parameter, to where the engine reads it.
+__device__ inline void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 // The box of `map` whose first element is (row, column), to `to`; its bytes count at `barrier`.
 __device__ inline void copy_box(std::uint32_t to, const CUtensorMap& map, int column, int row,
                                 std::uint32_t barrier) {
