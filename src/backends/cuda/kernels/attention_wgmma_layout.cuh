@@ -5,31 +5,37 @@
 
 namespace ostro::cuda {
 
-template <int kHead>
+// kWiden: an e4m3 cache, whose keys and values come in raw stages first.
+template <int kHead, bool kWiden>
 struct PromptLayout {
   static constexpr int kGroups = 2;  // warpgroups that compute
   static constexpr int kThreads = 128 * (kGroups + 1);
-  // Tiles of keys and values, 16-bit, in the order that they are used.
-  static constexpr int kStages = 4;
-  static constexpr int kBlockBytes = kPositions * 128;       // 64 columns: a swizzled tile
-  static constexpr int kTileBytes = kPositions * kHead * 2;  // keys or values
-  static constexpr int kStageBytes = 2 * kTileBytes;
-  // Values of one tile without NaN and infinity, for each group.
-  static constexpr int kCopies = kStages * kStageBytes;
-  // Tiles of an e4m3 cache on their way to the stages.
+  // Positions of a product. Longer steps have fewer gaps, but leave no room for raw stages.
+  static constexpr int kStep = kWiden ? kPositions : 2 * kPositions;
+  static_assert(kSplitTokens % kStep == 0);
+  // The keys of a step, its values, the keys of the next and so on, 16-bit.
+  static constexpr int kBlockBytes = kStep * 128;       // 64 columns: a swizzled tile
+  static constexpr int kTileBytes = kStep * kHead * 2;  // keys or values
+  static constexpr int kStages = (kWiden ? 96 << 10 : 160 << 10) / kTileBytes;
+  // Of the parts before, each thread's own.
+  static constexpr int kJoined = kStages * kTileBytes;
+  static constexpr int kJoinedBytes = 128 * kHead / 2 * 4;
+  // Eight rows of zeros, instead of values that are not finite.
+  static constexpr int kZeros = kJoined + kGroups * kJoinedBytes;
+  // Keys and values of a step of an e4m3 cache on their way to the stages.
+  static constexpr int kRaw = kZeros + 1024;
   static constexpr int kRawStages = 4;
   static constexpr int kRawTileBytes = kPositions * 128;
   static constexpr int kRawStageBytes = 2 * kRawTileBytes;
-  static constexpr int kRaw = kCopies + kGroups * kTileBytes;
   // Of each stage: that it is full, that it is empty again.
-  static constexpr int kBarriers = kRaw + kRawStages * kRawStageBytes;
+  static constexpr int kBarriers = kRaw + (kWiden ? kRawStages * kRawStageBytes : 0);
   static constexpr int kRawBarriers = kBarriers + 2 * kStages * 8;
   static constexpr int kSharedBytes = kRawBarriers + 2 * kRawStages * 8 + 1024;
   static_assert(kSharedBytes <= 227 << 10);
 
   // Of the i-th tile of a block.
   __device__ static std::uint32_t stage(std::uint32_t shared, int i) {
-    return shared + i % kStages * kStageBytes;
+    return shared + i % kStages * kTileBytes;
   }
   __device__ static std::uint32_t full(std::uint32_t shared, int i) {
     return shared + kBarriers + i % kStages * 8;

@@ -1,10 +1,11 @@
-// The loading warpgroup of attention_wgmma.cuh: keys and values of 64 positions a stage.
+// The loading warpgroup of attention_wgmma.cuh: keys or values of a step a stage.
 //
 // The bulk copy engine takes boxes of whole pages, or 64 positions of a page, so slots that no row
 // sees come along: scores of them are masked, and values of them are looked at
 // (attention_wgmma.cuh). Boxes of missing pages are zeros.
 #pragma once
 
+#include "backends/cuda/kernels/attention_boxes.cuh"
 #include "backends/cuda/kernels/attention_rows.cuh"
 #include "backends/cuda/kernels/attention_wgmma_layout.cuh"
 #include "backends/cuda/ptx/cp_async.cuh"
@@ -12,13 +13,6 @@
 #include "backends/cuda/ptx/tma.cuh"
 
 namespace ostro::cuda {
-
-// The cache for the bulk copy engine, in boxes of box_tokens positions, which divide a page and a
-// tile.
-struct PromptMaps {
-  CUtensorMap k, v;
-  int box_tokens;
-};
 
 // The box at positions [p, p + box_tokens): its row in the cache, or one past its end, which is
 // zeros, where nothing of it is seen or its page is missing.
@@ -28,44 +22,45 @@ __device__ inline int box_row(const AttentionArgs& a, const BlockRows& b, int p,
   return int(row < 0 ? a.cache_rows : row);
 }
 
-// `done`: tiles of the rows before, here and below.
+// `done`: steps of the rows before, here and below.
 //
-// One warp, 16-bit: a lane for each box, of 64 columns, of keys or of values.
-template <int kHead>
+// One warp, 16-bit: a lane for each box of 64 columns.
+template <class L>
 __device__ inline void load_prompt_boxes(const AttentionArgs& a, const BlockRows& b,
-                                         const PromptMaps& maps, int done, std::uint32_t shared) {
-  using L = PromptLayout<kHead>;
+                                         const CacheMaps& maps, int done, std::uint32_t shared) {
   const int lane = int(threadIdx.x) % 32;
-  const int first = b.begin / kPositions, tiles = (b.end + kPositions - 1) / kPositions - first;
-  constexpr int kHalves = kHead / 64;
-  const bool is_value = lane % 2;
-  const int half = lane / 2 % kHalves, in_tile = lane / 2 / kHalves * maps.box_tokens;
-  const bool mine = in_tile < kPositions;
+  const int first = b.begin / L::kStep, steps = (b.end + L::kStep - 1) / L::kStep - first;
+  constexpr int kHalves = L::kTileBytes / L::kBlockBytes;
+  const int half = lane % kHalves, in_tile = lane / kHalves * maps.box_tokens;
+  const bool mine = in_tile < L::kStep;
   const auto find = [&](int i) {
-    return mine ? box_row(a, b, (first + i) * kPositions + in_tile, maps.box_tokens) : 0;
+    return mine ? box_row(a, b, (first + i) * L::kStep + in_tile, maps.box_tokens) : 0;
   };
   int row = find(0);
-  for (int i = 0; i < tiles; ++i) {
-    const int next = i + 1 < tiles ? find(i + 1) : 0;
-    ptx::barrier_wait(L::empty(shared, done + i), L::parity(done + i) ^ 1);
-    if (lane == 0) ptx::barrier_arrive_expect(L::full(shared, done + i), L::kStageBytes);
-    __syncwarp();
-    const std::uint32_t to = L::stage(shared, done + i) + is_value * L::kTileBytes +
-                             half * L::kBlockBytes + in_tile * 128;
-    if (mine)
-      ptx::copy_box(to, is_value ? maps.v : maps.k, 128 * half, row, L::full(shared, done + i));
+  for (int i = 0; i < steps; ++i) {
+    const int next = i + 1 < steps ? find(i + 1) : 0;
+#pragma unroll
+    for (int is_value = 0; is_value < 2; ++is_value) {
+      const int tile = 2 * (done + i) + is_value;
+      ptx::barrier_wait(L::empty(shared, tile), L::parity(tile) ^ 1);
+      if (lane == 0) ptx::barrier_arrive_expect(L::full(shared, tile), L::kTileBytes);
+      __syncwarp();
+      if (mine)
+        ptx::copy_box(L::stage(shared, tile) + half * L::kBlockBytes + in_tile * 128,
+                      is_value ? maps.v : maps.k, 128 * half, row, L::full(shared, tile));
+    }
     row = next;
   }
 }
 
 // Four warps, e4m3: boxes come into raw stages, from where each warp widens its part of a tile.
-template <int kHead>
+template <class L, int kHead>
 __device__ inline void load_prompt_e4m3(const AttentionArgs& a, const BlockRows& b,
-                                        const PromptMaps& maps, int done, std::uint32_t shared) {
-  using L = PromptLayout<kHead>;
+                                        const CacheMaps& maps, int done, std::uint32_t shared) {
+  static_assert(L::kStep == kPositions);
   const int thread = int(threadIdx.x) % 128, lane = thread % 32;
   const bool fetches = thread < 32;
-  const int first = b.begin / kPositions, tiles = (b.end + kPositions - 1) / kPositions - first;
+  const int first = b.begin / kPositions, steps = (b.end + kPositions - 1) / kPositions - first;
   const auto fetch = [&](int i) {
     const bool is_value = lane % 2;
     const int in_tile = lane / 2 * maps.box_tokens;
@@ -99,19 +94,21 @@ __device__ inline void load_prompt_e4m3(const AttentionArgs& a, const BlockRows&
     }
   };
   if (fetches)
-    for (int i = 0; i < min(tiles, L::kRawStages - 1); ++i) fetch(i);
-  for (int i = 0; i < tiles; ++i) {
-    const int ahead = i + L::kRawStages - 1;
-    if (fetches && ahead < tiles) fetch(ahead);
+    for (int i = 0; i < min(steps, L::kRawStages - 1); ++i) fetch(i);
+  for (int i = 0; i < steps; ++i) {
+    const int ahead = i + L::kRawStages - 1, keys = 2 * (done + i), values = keys + 1;
+    if (fetches && ahead < steps) fetch(ahead);
     ptx::barrier_wait(L::raw_full(shared, done + i), L::raw_parity(done + i));
-    ptx::barrier_wait(L::empty(shared, done + i), L::parity(done + i) ^ 1);
-    const std::uint32_t from = L::raw_stage(shared, done + i), to = L::stage(shared, done + i);
-    widen(from, to);
-    widen(from + L::kRawTileBytes, to + L::kTileBytes);
+    const std::uint32_t from = L::raw_stage(shared, done + i);
+    ptx::barrier_wait(L::empty(shared, keys), L::parity(keys) ^ 1);
+    widen(from, L::stage(shared, keys));
+    ptx::barrier_wait(L::empty(shared, values), L::parity(values) ^ 1);
+    widen(from + L::kRawTileBytes, L::stage(shared, values));
     ptx::fence_async_proxy();  // for wgmma, and for the copy that comes to `from` next
     __syncwarp();
     if (lane == 0) {
-      ptx::barrier_arrive(L::full(shared, done + i));
+      ptx::barrier_arrive(L::full(shared, keys));
+      ptx::barrier_arrive(L::full(shared, values));
       ptx::barrier_arrive(L::raw_empty(shared, done + i));
     }
   }

@@ -29,6 +29,11 @@ __device__ inline std::uint64_t swizzled_transposed(std::uint32_t address, int n
          kEightRows << 32 | kSwizzle128 << 62;
 }
 
+// The same of any size, of 1024 bytes alone, eight rows, again and again.
+__device__ inline std::uint64_t swizzled_again(std::uint32_t address) {
+  return std::uint64_t((address & 0x3ffff) >> 4) | std::uint64_t{1} << 62;
+}
+
 // The compiler may neither move uses of x before here, nor give its registers away until here: a
 // wgmma reads and writes them while it runs.
 template <class X>
