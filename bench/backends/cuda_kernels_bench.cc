@@ -33,6 +33,7 @@ class Bench {
     std::uniform_real_distribution<float> uniform(-1, 1);
     for (bf16& b : noise_) b = to_bf16(uniform(rng_));
     for (f8e4m3& b : noise_e4m3_) b = to_f8e4m3(400 * uniform(rng_));
+    for (f8e4m3& b : keys_e4m3_) b = to_f8e4m3(uniform(rng_));
     std::printf("%s, %s weights; limits: %.0f GB/s, %.0f TFLOP/s\n", gpu_->description().c_str(),
                 std::string(layers == DType::u8 ? "int4" : name(layers)).c_str(), read_bytes / 1e9,
                 flops / 1e12);
@@ -84,8 +85,8 @@ class Bench {
     const ops::Requests r{.query_start = ints(start, 1),
                           .context_len = ints(length, 1),
                           .block_table = ints(table, requests)};
-    const ops::KvCache cache{.k = random(rows, kHeadDim, type),
-                             .v = random(rows, kHeadDim, type),
+    const ops::KvCache cache{.k = cached(rows, type),
+                             .v = cached(rows, type),
                              .kv_heads = kKvHeads,
                              .block_tokens = kBlock};
     const View qkv = random(tokens, (kHeads + 2 * kKvHeads) * kHeadDim);
@@ -121,10 +122,12 @@ class Bench {
     return step_.back().view(dtype, rows, cols);
   }
   void fill(const View& v) {
+    fill(v, v.dtype == DType::bf16 ? static_cast<void*>(noise_.data())
+                                   : static_cast<void*>(noise_e4m3_.data()));
+  }
+  void fill(const View& v, void* noise) {
     const View flat = matrix(v.data, v.dtype, 1, v.rows * v.cols, v.device);
     const auto n = std::int64_t(noise_.size());
-    void* const noise = v.dtype == DType::bf16 ? static_cast<void*>(noise_.data())
-                                               : static_cast<void*>(noise_e4m3_.data());
     for (std::int64_t at = 0; at < flat.cols; at += n) {
       const std::int64_t count = std::min(n, flat.cols - at);
       gpu_->copy(matrix(noise, v.dtype, 1, count), flat.cols_of({at, at + count}));
@@ -133,6 +136,13 @@ class Bench {
   View random(std::int64_t rows, std::int64_t cols, DType type = DType::bf16) {
     const View v = memory(type, rows, cols);
     fill(v);
+    return v;
+  }
+  // Keys or values: of magnitude 1, as a model's.
+  View cached(std::int64_t rows, DType type) {
+    if (type == DType::bf16) return random(rows, kHeadDim);
+    const View v = memory(type, rows, kHeadDim);
+    fill(v, keys_e4m3_.data());
     return v;
   }
   View ints(const std::vector<std::int32_t>& values, std::int64_t rows) {
@@ -311,6 +321,7 @@ class Bench {
   std::mt19937 rng_{1};
   std::vector<bf16> noise_ = std::vector<bf16>((std::size_t{1} << 20) + 77);
   std::vector<f8e4m3> noise_e4m3_ = std::vector<f8e4m3>(noise_.size());
+  std::vector<f8e4m3> keys_e4m3_ = std::vector<f8e4m3>(noise_.size());
   std::vector<Buffer> weights_, step_;
   std::vector<quant::Weight> qkv_, o_, head_, router_;
   std::vector<std::vector<ops::Expert>> experts_;
