@@ -323,14 +323,12 @@ class Prompt {
 
   // Keys become longer with their position, so that the largest score grows on and on.
   void grow_keys() {
-    for (std::int64_t p = 0; p < q_.rows(); ++p)
-      for (std::int64_t h = 0; h < kv_heads_; ++h)
-        for (std::int64_t i = 0; i < head_dim_; ++i) {
-          const std::int64_t row = pages_.cache_row(0, p, h, kv_heads_);
-          k_.set(row, i, k_(row, i) * float(p) / 8);
-        }
+    for (std::int64_t at = 0; at < q_.rows() * kv_heads_ * head_dim_; ++at) {
+      const std::int64_t p = at / head_dim_ / kv_heads_, h = at / head_dim_ % kv_heads_;
+      const std::int64_t row = pages_.cache_row(0, p, h, kv_heads_), i = at % head_dim_;
+      k_.set(row, i, k_(row, i) * float(p) / 8);
+    }
   }
-
   Matrix run(Backend& backend, const std::vector<std::int64_t>& chunks) {
     Matrix y(q_.dtype(), q_.rows(), q_.cols());
     std::int64_t done = 0;
@@ -430,19 +428,19 @@ TEST(PagedAttention, DoesNotDependOnChunksOfALongContext) {
       }
 }
 
-// So many rows that a GPU computes the prompt with one kernel, its chunks with others.
+// A GPU computes so large a prompt with one kernel, its chunks with others.
 TEST(PagedAttention, DoesNotDependOnChunksOfALargePrompt) {
   constexpr std::int64_t kLength = 530, kKvHeads = 12;
-  for (const auto& [dtype, head_dim, window, e4m3] : {std::tuple{DType::f16, 64, 300, false},
-                                                      {DType::f16, 128, 0, true},
-                                                      {DType::bf16, 64, 300, true},
-                                                      {DType::bf16, 128, 0, false}})
+  using Kind = std::tuple<DType, std::int64_t, std::int64_t, bool>;
+  for (const auto& [dtype, head_dim, window, e4m3] :
+       {Kind{DType::f16, 64, 300, false}, Kind{DType::f16, 128, 0, true},
+        Kind{DType::bf16, 64, 300, true}, Kind{DType::bf16, 128, 0, false}})
     for (const Target& target : targets())
       for (const bool grows : {false, true}) {
         SCOPED_TRACE(text(target.name(), ' ', name(dtype), " head_dim ", head_dim, " window ",
                           window, e4m3 ? " e4m3" : "", grows ? " growing keys" : ""));
-        const auto backend = target.make();
         Prompt prompt(dtype, kLength, head_dim, 64, window, e4m3, kKvHeads);
+        const auto backend = target.make();
         if (grows) prompt.grow_keys();
         const Matrix whole = prompt.run(*backend, {kLength});
         expect_same_rows(prompt.run(*backend, {201, 1, 1, 1, 30, 66, 228, 1, 1}), whole, 0);
