@@ -13,9 +13,7 @@ struct Case {
   std::vector<PagedRequest> requests;
   std::int64_t heads, kv_heads, head_dim, block_tokens, window;
   DType dtype;
-  bool e4m3_cache = false;
-  bool zero_queries = false;
-
+  bool e4m3_cache = false, zero_queries = false;
   DType cache() const { return e4m3_cache ? DType::f8e4m3 : dtype; }
 };
 
@@ -323,10 +321,10 @@ class Prompt {
 
   // Keys become longer with their position, so that the largest score grows on and on.
   void grow_keys() {
-    for (std::int64_t at = 0; at < q_.rows() * kv_heads_ * head_dim_; ++at) {
-      const std::int64_t p = at / head_dim_ / kv_heads_, h = at / head_dim_ % kv_heads_;
-      const std::int64_t row = pages_.cache_row(0, p, h, kv_heads_), i = at % head_dim_;
-      k_.set(row, i, k_(row, i) * float(p) / 8);
+    for (std::int64_t at = 0; at < q_.rows() * kv_heads_; ++at) {
+      const std::int64_t p = at / kv_heads_,
+                         row = pages_.cache_row(0, p, at % kv_heads_, kv_heads_);
+      for (std::int64_t i = 0; i < head_dim_; ++i) k_.set(row, i, k_(row, i) * float(p) / 8);
     }
   }
   Matrix run(Backend& backend, const std::vector<std::int64_t>& chunks) {
@@ -341,8 +339,7 @@ class Prompt {
     return y;
   }
 
-  // Several ranges of the prompt's queries as the requests of one step: the rows stand in y in
-  // this order.
+  // Several ranges of the prompt's queries as the requests of one step, their rows in this order.
   void run(Backend& backend, const std::vector<Range>& ranges, const View& y) {
     const std::int64_t count = std::int64_t(ranges.size());
     Matrix query_start(DType::i32, 1, count + 1), context_len(DType::i32, 1, count);
@@ -469,8 +466,8 @@ TEST(PagedAttention, DoesNotDependOnTheOtherRequests) {
     }
 }
 
-// Keys and values of NaN and infinity at one position: queries before it get the bits they get
-// without, those that see it get NaN where the values have it.
+// Keys and values of NaN and infinity at one position: queries before it get their bits without,
+// those that see it get NaN where the values have it.
 TEST(PagedAttention, LaterNaNsReachNoEarlierQuery) {
   for (DType dtype : kFloats)
     for (std::int64_t window : {0, 20})
