@@ -32,7 +32,8 @@ class Bench(serving.Case):
         for name in ("ttft", "tpot", "itl", "e2el"):
             ordered = [figures["%s_%s_ms" % (p, name)] for p in ("p50", "p90", "p99", "max")]
             self.assertEqual(ordered, sorted(ordered), name)
-            self.assertGreater(ordered[0], 0, name)
+            # Tokens that are read together have no time between them.
+            (self.assertGreaterEqual if name == "itl" else self.assertGreater)(ordered[0], 0, name)
             self.assertEqual(figures["median_%s_ms" % name], ordered[0])
         self.assertLessEqual(figures["max_e2el_ms"], seconds * 1000 * 1.0001)
         self.assertGreater(figures["median_e2el_ms"], figures["median_ttft_ms"])

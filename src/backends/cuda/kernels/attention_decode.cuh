@@ -14,10 +14,10 @@
 // Traffic:  4 * head_dim bytes a position and key head, of an e4m3 cache half of that.
 // Bound by: memory.
 // Floor on an H100: 4 * kv_heads * head_dim * positions / 3.15e12 s.
-// Measured (H200, cuda_kernels_bench, bf16, 32 heads on 8 of 128): 1 request of 192 positions 6.2
-//           us, of 1024 11.0, of 8192 13.6; 64 requests 16.1, 65.7, 524 us; 128 requests 30.2, 129,
-//           1051 us (4.1 TB/s). On an e4m3 cache with one block a multiprocessor, and parts from
-//           two turns on: 6.2, 10.9, 13.4; 13.8, 46.3, 333; 24.1, 88.3, 662 us.
+// Measured (H100 80 GB HBM3, cuda_kernels_bench, bf16, 32 heads on 8 of 128): 1 request of 192
+//           positions 6.6 us, of 1024 10.6, of 8192 15.4; 64 requests 20.4, 92.9, 722 us; 128
+//           requests 37.8, 184, 1420 us (96 % of 3.15 TB/s). On an e4m3 cache of 192 and 8192
+//           positions: 5.1 and 14.1; 8.6 and 366; 21.8 and 722 us.
 #pragma once
 
 #include <numeric>

@@ -14,9 +14,9 @@
 //           tile of weight rows, from L2.
 // Bound by: memory.
 // Floor on an H100: n k bytes of each expert in use / 3.15e12 s.
-// Measured (H200, cuda_kernels_bench f8e4m3, Mixtral 8x7B's shapes, with scales for 128 columns in
-//           both products): all of an expert layer 342 us at 32 tokens, 352 us at 64, 364 us at
-//           128; by gemm_e4m3.cuh 357, 403, and by gemm_tma.cuh 445 at 128.
+// Measured (H100 80 GB HBM3, cuda_kernels_bench f8e4m3, Mixtral 8x7B's shapes; of the floor): an
+//           expert layer 476 us at 32 tokens (94 %), 485 us at 64 (92 %), 502 us at 128 (89 %); by
+//           gemm_e4m3.cuh 522 and 524, and by gemm_tma.cuh 532 at 128.
 #pragma once
 
 #include "backends/cuda/kernels/e4m3.cuh"

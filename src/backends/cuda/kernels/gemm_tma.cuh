@@ -22,10 +22,10 @@
 //           1430 MHz with all loads, 1790 with products alone (measured at 512 tokens).
 // Floor on an H100: weights' bytes / 3.15e12 s; 2 tokens n k / 1385e12 s (e4m3), 757e12 (bf16).
 // Measured (H100 80 GB HBM3, cuda_kernels_bench, Mixtral 8x7B's shapes; of the floor): e4m3: qkv
-//           97 us at 2048 tokens (77 %), 383 us at 8192 (78 %); all of an expert layer 532 us at
-//           128 (84 %), 640 us at 512 (70 %), 1.64 ms at 2048 (63 %), 5.70 ms at 8192 (73 %). bf16:
-//           qkv 150 us at 2048 (91 %), 582 us at 8192 (94 %); experts 995 us at 128 (90 %), 1.14 ms
-//           at 512 (78 %), 2.96 ms at 2048 (64 %), 9.06 ms at 8192 (84 %).
+//           100 us at 2048 tokens (75 %), 390 us at 8192 (76 %); all of an expert layer 628 us at
+//           512 (71 %), 1.65 ms at 2048 (63 %), 5.61 ms at 8192 (74 %). bf16: qkv 136 us at 2048,
+//           607 us at 8192 (90 %); experts 966 us at 128 (93 %), 1.14 ms at 512 (79 %), 2.74 ms at
+//           2048 (69 %), 8.88 ms at 8192 (86 %).
 #pragma once
 
 #include "backends/cuda/kernels/gemm_tma_store.cuh"
