@@ -237,13 +237,16 @@ void CudaBackend::enqueue(const ops::GatherRows& op) {
   gather_rows(stream_, op);
 }
 
+const E4m3Rows* CudaBackend::rounded_by(const ops::AddRmsNorm& op) {
+  rounded_ = {};
+  if (op.activations == ops::Activations::as_is || op.y.rows == 0 || op.y.cols == 0) return nullptr;
+  rounded_ = {.from = op.y, .rows = e4m3_rows(x_e4m3_, op.y.rows, op.y.cols, 1)};
+  return &rounded_.rows;
+}
+
 void CudaBackend::enqueue(const ops::AddRmsNorm& op) {
   begin(op.residual);
-  rounded_ = {};
-  if (op.activations == ops::Activations::as_is || op.y.rows == 0 || op.y.cols == 0)
-    return add_rms_norm(stream_, op, nullptr);
-  rounded_ = {.from = op.y, .rows = e4m3_rows(x_e4m3_, op.y.rows, op.y.cols, 1)};
-  add_rms_norm(stream_, op, &rounded_.rows);
+  add_rms_norm(stream_, op, rounded_by(op));
 }
 
 void CudaBackend::enqueue(const ops::RotaryAngles& op) {

@@ -82,6 +82,8 @@ class CudaBackend final : public ops::Backend {
   // x rounded with one scale a row; valid until the next call. Nothing to do if the norm that wrote
   // x has rounded it.
   E4m3Rows quantised(const View& x);
+  // Where this norm is to round its output, which rounded_ then stands for; null if nowhere.
+  const E4m3Rows* rounded_by(const ops::AddRmsNorm&);
   // The rows of x that the slots of experts multiply, in their order, for the copy engine.
   E4m3Rows quantised_slots(const View& x, const ExpertGroups&, std::int64_t experts,
                            std::int64_t slots);

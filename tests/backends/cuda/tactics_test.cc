@@ -3,36 +3,23 @@
 
 #include <algorithm>
 
-#include "backends/cuda/backend.h"
-#include "builder/dummy_source.h"
-#include "engine/engine.h"
+#include "backends/cuda/gpu_engine.h"
 #include "engine/mixed_requests.h"
 
 namespace ostro::engine {
 namespace {
 
-using Format = model::Quantization::Format;
+using Weights = model::Quantization::Format;
 
-model::EngineConfig config(Format weights, std::int64_t experts) {
-  model::EngineConfig c;
-  c.model.architecture = experts > 0 ? "MixtralForCausalLM" : "LlamaForCausalLM";
-  c.model.vocab = 1000;
-  c.model.hidden = 256;
-  c.model.layers = 2;
-  c.model.heads = 8;
-  c.model.kv_heads = 2;
-  c.model.head_dim = 64;
+model::EngineConfig config(Weights weights, std::int64_t experts) {
+  model::EngineConfig c = config(kBf16);
+  if (experts == 0) c.model.architecture = "LlamaForCausalLM";
   c.model.inter = 384;
   c.model.experts = experts;
   c.model.top_k = experts > 0 ? 2 : 0;
-  c.model.context = 1024;
   c.model.quantization.weights = weights;
-  c.limits = {.max_batch_size = 128,
-              .max_input_len = 1024,
-              .max_output_len = 1024,
-              .max_beam_width = 1,
-              .max_num_tokens = 160,
-              .tokens_per_block = 16};
+  c.limits.max_batch_size = 128;
+  c.limits.max_num_tokens = 160;
   return c;
 }
 
@@ -45,10 +32,10 @@ Outputs outputs(const model::EngineConfig& c, ops::Backend& gpu) {
 }
 
 TEST(CudaTactics, ChangeNoToken) {
-  for (const auto& [weights, experts] : {std::pair<Format, std::int64_t>{Format::none, 8},
-                                         {Format::fp8, 8},
-                                         {Format::int4, 8},
-                                         {Format::fp8, 0}}) {
+  for (const auto& [weights, experts] : {std::pair<Weights, std::int64_t>{Weights::none, 8},
+                                         {Weights::fp8, 8},
+                                         {Weights::int4, 8},
+                                         {Weights::fp8, 0}}) {
     SCOPED_TRACE(text(name(weights), ' ', experts));
     const model::EngineConfig c = config(weights, experts);
     const auto gpu = cuda::make_backend();
