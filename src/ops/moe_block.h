@@ -10,7 +10,7 @@ namespace ostro::ops {
 //   norm, route, mlp, next                                              (in this order)
 // that it consists of. Each keeps its contract; what they hand on:
 //
-//   route.x, mlp.x               norm.y
+//   route.x, mlp.x               norm.y, which may be left unwritten
 //   mlp.experts, mlp.weights     route.experts, route.weights
 //   next.x                       mlp.y, which may be left unwritten
 //

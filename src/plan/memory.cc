@@ -25,7 +25,7 @@ std::size_t rows_bytes(std::int64_t rows, std::int64_t cols, std::size_t element
   return std::size_t(rows) * round_up(std::size_t(cols) * element, std::size_t{16});
 }
 
-// Of an expert layer: x and the hidden activations as the down projection reads them.
+// Of an expert layer: the hidden activations as the down projection reads them, and what it gives.
 std::size_t expert_scratch_bytes(const model::ModelConfig& c, const model::RankShape& s,
                                  std::int64_t tokens) {
   const bool fp8 = c.quantization.weights == model::Quantization::Format::fp8;
@@ -37,19 +37,16 @@ std::size_t expert_scratch_bytes(const model::ModelConfig& c, const model::RankS
   if (!routed) return bytes;
   // Two integers a slot, a tile of 16 bytes for every eighth and each expert, its three weights.
   constexpr std::int64_t kExpertBytes = 256;
-  bytes += rows_bytes(slots, c.hidden, sizeof(float)) + std::size_t(slots * (8 + 2)) +
-           std::size_t(s.experts.size() * kExpertBytes);
-  return fp8 ? bytes : bytes + rows_bytes(slots, c.hidden, element);
+  return bytes + rows_bytes(slots, c.hidden, sizeof(float)) + std::size_t(slots * (8 + 2)) +
+         std::size_t(s.experts.size() * kExpertBytes);
 }
 
-// The e4m3 rows of x, of the product that has most.
+// The e4m3 rows of x, of the product that has most columns.
 std::size_t rounded_bytes(const model::ModelConfig& c, const model::RankShape& s,
                           std::int64_t tokens) {
   if (c.quantization.weights != model::Quantization::Format::fp8) return 0;
-  const std::int64_t slots = tokens * (c.experts > 0 ? c.top_k : 1);
-  return std::max(rows_bytes(slots, c.hidden, 1),
-                  rows_bytes(tokens, s.heads.size() * c.head_dim, 1)) +
-         std::size_t(slots) * sizeof(float);
+  return rows_bytes(tokens, std::max(c.hidden, s.heads.size() * c.head_dim), 1) +
+         std::size_t(tokens) * sizeof(float);
 }
 
 // Sums of parts of 512 positions with their maximum and weight, up to 2^17 of them

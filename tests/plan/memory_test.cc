@@ -41,18 +41,20 @@ TEST(MemoryPlan, OfMixtralInFp8) {
   EXPECT_EQ(fp8.block_bytes, bf16.block_bytes / 2);
 }
 
-// 16384 slots of 8192 tokens: hidden activations of 14336, outputs and gathered x of 4096, and up
-// to 2^17 parts of attention; a quarter more. Only ranks that talk keep buffers for it.
+// 16384 slots of 8192 tokens: hidden activations of 14336, outputs of 4096, in whose memory the
+// rows of x lie until then; of fp8 x rounded; and up to 2^17 parts of attention; a quarter more.
+// Only ranks that talk keep buffers for it.
 TEST(MemoryPlan, OfWhatKernelsKeep) {
   model::ModelConfig c = model::preset("mixtral-8x7b");
-  const double slots = 16384, parts = double(1 << 17) * 130 * 4;
+  const double tokens = 8192, slots = 16384, parts = double(1 << 17) * 130 * 4;
   const MemoryPlan bf16 = plan_memory(c, {}, 0, kLimits);
-  EXPECT_NEAR(double(bf16.scratch_bytes),
-              1.25 * (slots * (2 * 14336 + 4 * 4096 + 2 * 4096 + 10) + parts), 1e6);
+  EXPECT_NEAR(double(bf16.scratch_bytes), 1.25 * (slots * (2 * 14336 + 4 * 4096 + 10) + parts),
+              1e6);
   c.quantization.weights = model::Quantization::Format::fp8;
   const MemoryPlan fp8 = plan_memory(c, {}, 0, kLimits);
   EXPECT_NEAR(double(fp8.scratch_bytes),
-              1.25 * (slots * (14336 + 4 * 112 + 4 * 4096 + 4096 + 10 + 4) + parts), 1e6);
+              1.25 * (slots * (14336 + 4 * 112 + 4 * 4096 + 10) + tokens * (4096 + 4) + parts),
+              1e6);
   const model::Mapping two{.tp = 2, .pp = 1, .moe_tp = 2, .moe_ep = 1};
   EXPECT_NEAR(double(fp8.scratch_bytes - plan_memory(c, two, 0, kLimits).scratch_bytes),
               1.25 * slots * (14336 / 2 + 4 * 56), 1e6);
@@ -60,7 +62,7 @@ TEST(MemoryPlan, OfWhatKernelsKeep) {
   EXPECT_GT(plan_memory(c, two, 0, kLimits).transport_bytes, 0u);
   EXPECT_EQ(fp8.least_bytes(), fp8.weights_bytes + fp8.block_bytes + fp8.step_bytes +
                                    fp8.scratch_bytes + fp8.graphs_bytes);
-  c.experts = c.top_k = 0;  // dense: no slot, no gathered rows
+  c.experts = c.top_k = 0;  // dense: no slots
   EXPECT_LT(plan_memory(c, {}, 0, kLimits).scratch_bytes, fp8.scratch_bytes / 2);
 }
 

@@ -84,10 +84,10 @@ class CudaBackend final : public ops::Backend {
   E4m3Rows quantised(const View& x);
   // Where this norm is to round its output, which rounded_ then stands for; null if nowhere.
   const E4m3Rows* rounded_by(const ops::AddRmsNorm&);
-  // The rows of x that the slots of experts multiply, in their order, for the copy engine.
-  E4m3Rows quantised_slots(const View& x, const ExpertGroups&, std::int64_t experts,
-                           std::int64_t slots);
-  View gathered_slots(const View& x, const ExpertGroups&, std::int64_t experts, std::int64_t slots);
+  // The rows of x that the slots of experts multiply, in their order, for the copy engine, and
+  // behind them their scales; in `memory`.
+  E4m3Rows quantised_slots(const ops::ExpertMlp&, const ExpertGroups&, void* memory);
+  View slot_rows(const ops::ExpertMlp&, const ExpertGroups&, void* memory);
 
   void dense_mlp(const ops::ExpertMlp&);
   // Enqueues what fills the groups, whose products have tiles of so many tokens.
@@ -106,7 +106,7 @@ class CudaBackend final : public ops::Backend {
   std::vector<Buffer> weights_;
   std::int64_t moves_ = 0;  // of any workspace
   Workspace attention_parts_{moves_}, expert_index_{moves_}, expert_hidden_{moves_},
-      expert_out_{moves_}, expert_x_{moves_};
+      expert_out_{moves_};
   E4m3Memory x_e4m3_{Workspace(moves_), Workspace(moves_)};
   // What x_e4m3_ holds of a norm's output, until something else is written there or to `from`.
   struct Rounded {

@@ -134,7 +134,7 @@ class Carver {
 std::size_t CudaBackend::scratch_bytes() const {
   std::size_t bytes = 0;
   for (const Workspace* w :
-       {&attention_parts_, &expert_index_, &expert_hidden_, &expert_out_, &expert_x_, &x_e4m3_.data,
+       {&attention_parts_, &expert_index_, &expert_hidden_, &expert_out_, &x_e4m3_.data,
         &x_e4m3_.scale, &hidden_e4m3_.data, &hidden_e4m3_.scale})
     bytes += w->bytes();
   return bytes;
@@ -149,23 +149,42 @@ E4m3Rows CudaBackend::e4m3_rows(E4m3Memory& memory, std::int64_t rows, std::int6
           .scale_stride = groups > 1 ? rows : 0};
 }
 
-E4m3Rows CudaBackend::quantised_slots(const View& x, const ExpertGroups& groups,
-                                      std::int64_t experts, std::int64_t slots) {
-  rounded_ = {};
-  const E4m3Rows rows = e4m3_rows(x_e4m3_, slots, x.cols, 1);
-  quantise_gathered_rows(stream_, x, groups.token, groups.start + experts, slots, rows);
+E4m3Rows CudaBackend::quantised_slots(const ops::ExpertMlp& op, const ExpertGroups& groups,
+                                      void* memory) {
+  const std::int64_t tokens = op.x.rows, top_k = op.experts.cols;
+  const E4m3Rows from = quantised(op.x);
+  const E4m3Rows rows{
+      .data = static_cast<std::uint8_t*>(memory),
+      .stride = from.stride,
+      .scale = reinterpret_cast<float*>(static_cast<char*>(memory) + tokens * top_k * from.stride),
+      .scale_stride = 0};
+  spread_rows(stream_,
+              {.x = reinterpret_cast<const char*>(from.data),
+               .x_row_bytes = from.stride,
+               .x_scale = from.scale,
+               .bytes = int(from.stride),
+               .y = reinterpret_cast<char*>(rows.data),
+               .y_row_bytes = rows.stride,
+               .y_scale = rows.scale},
+              groups.slot_of, tokens, top_k);
   return rows;
 }
 
-View CudaBackend::gathered_slots(const View& x, const ExpertGroups& groups, std::int64_t experts,
-                                 std::int64_t slots) {
-  const auto size = std::int64_t(size_of(x.dtype));
-  const std::int64_t row_bytes = round_up<std::int64_t>(x.cols * size, 16);
-  View rows = x;
-  rows.rows = slots;
-  rows.row_stride = row_bytes / size;
-  rows.data = expert_x_.reserve<char>(slots * row_bytes);
-  gather_slots(stream_, x, groups.token, groups.start + experts, slots, rows.data, row_bytes);
+View CudaBackend::slot_rows(const ops::ExpertMlp& op, const ExpertGroups& groups, void* memory) {
+  const auto size = std::int64_t(size_of(op.x.dtype));
+  View rows = op.x;
+  rows.rows = op.x.rows * op.experts.cols;
+  rows.row_stride = round_up<std::int64_t>(op.x.cols * size, 16) / size;
+  rows.data = memory;
+  spread_rows(stream_,
+              {.x = static_cast<const char*>(op.x.data),
+               .x_row_bytes = op.x.row_stride * size,
+               .x_scale = nullptr,
+               .bytes = int(op.x.cols * size),
+               .y = static_cast<char*>(memory),
+               .y_row_bytes = rows.row_stride * size,
+               .y_scale = nullptr},
+              groups.slot_of, op.x.rows, op.experts.cols);
   return rows;
 }
 
@@ -306,12 +325,18 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
   g.args.max_tiles = int(tiles);
   g.args.slots = slots;
 
+  // What down gives. Until then, the rows of x for the copy engine, in the slots' order.
+  constexpr std::int64_t kFloat = sizeof(float);
+  const std::int64_t x_size = e4m3 ? 1 : std::int64_t(size_of(op.x.dtype));
+  char* const out = expert_out_.reserve<char>(
+      slots * std::max(hidden * kFloat, round_up<std::int64_t>(hidden * x_size, 16) + kFloat));
+
   // h = swiglu(gate x, up x) of every slot.
   View h;
   E4m3Rows h_e4m3{};
   if (e4m3) {
     h_e4m3 = e4m3_rows(hidden_e4m3_, slots, inter, ceil_div(inter, quant::kE4m3Group));
-    set_input(g.args, tma ? quantised_slots(op.x, groups, experts, slots) : quantised(op.x));
+    set_input(g.args, tma ? quantised_slots(op, groups, out) : quantised(op.x));
     set_output(g.args, h_e4m3);
   } else {
     const auto size = std::int64_t(size_of(op.x.dtype));
@@ -319,7 +344,7 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
     h = matrix(expert_hidden_.reserve<char>(slots * stride * size), op.x.dtype, slots, inter,
                Device::cuda);
     h.row_stride = stride;
-    set_input(g.args, tma ? gathered_slots(op.x, groups, experts, slots) : op.x);
+    set_input(g.args, tma ? slot_rows(op, groups, out) : op.x);
     set_output(g.args, h);
   }
   g.args.rows = tma ? nullptr : groups.token;
@@ -332,7 +357,6 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
   if (inter > 0) multiply();
 
   // The down projection of every slot.
-  float* const out = expert_out_.reserve<float>(slots * hidden);
   e4m3 ? set_input(g.args, h_e4m3) : set_input(g.args, h);
   set_output(g.args, matrix(out, DType::f32, slots, hidden, Device::cuda));
   g.args.rows = nullptr;
@@ -342,7 +366,7 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
   g.args.k = int(inter);
   g.swiglu = false;
   multiply();
-  return {.slot_of = groups.slot_of, .out = out};
+  return {.slot_of = groups.slot_of, .out = reinterpret_cast<const float*>(out)};
 }
 
 }  // namespace ostro::cuda

@@ -32,10 +32,19 @@ inline constexpr std::int64_t kMostExperts = 1024, kMostE4m3Experts = 640;
 
 void group_by_expert(cudaStream_t, const ops::ExpertMlp&, int token_tile, const ExpertGroups&);
 
-// y[s, :] = x[token[s], :] of the slots that there are; rows of y start at 16 bytes, and those of
-// x.
-void gather_slots(cudaStream_t, const View& x, const std::int32_t* token, const std::int32_t* count,
-                  std::int64_t most, void* y, std::int64_t y_row_bytes);
+// Rows of x of `bytes` each and what becomes of them: y[slot_of[t, j]] = x[t] where that is not
+// negative, and so the scales of e4m3 rows (else null). All rows start at 16 bytes.
+struct SpreadRows {
+  const char* x;
+  std::int64_t x_row_bytes;
+  const float* x_scale;
+  int bytes;
+  char* y;
+  std::int64_t y_row_bytes;
+  float* y_scale;
+};
+void spread_rows(cudaStream_t, const SpreadRows&, const std::int32_t* slot_of, std::int64_t tokens,
+                 std::int64_t top_k);
 
 // y[t, :] = sum over j in rising order of weights[t, j] * out[slot_of[t, j], :].
 void combine_experts(cudaStream_t, const ops::ExpertMlp&, const std::int32_t* slot_of,

@@ -19,12 +19,10 @@ constexpr int kPack = 4;
 
 template <class X, bool kPacked>
 __global__ void __launch_bounds__(kThreads)
-    quantise_rows_kernel(const X* x, std::int64_t x_stride, int k, const std::int32_t* from,
-                         const std::int32_t* count, E4m3Rows out) {
+    quantise_rows_kernel(const X* x, std::int64_t x_stride, int k, E4m3Rows out) {
   begin_kernel();
   const std::int64_t row = blockIdx.x;
-  if (count && row >= *count) return;
-  x += (from ? from[row] : row) * x_stride;
+  x += row * x_stride;
   std::uint8_t* const to = out.data + row * out.stride;
 
   const auto load = [&](int i) {
@@ -64,26 +62,16 @@ __global__ void __launch_bounds__(kThreads)
     *reinterpret_cast<std::uint32_t*>(to + i) = to_e4m3(load(i), factor);
 }
 
-void start(cudaStream_t stream, const View& x, std::int64_t rows, const std::int32_t* from,
-           const std::int32_t* count, const E4m3Rows& out) {
-  const bool packs = x.cols % kPack == 0 && rows_aligned(x, kPack * size_of(x.dtype));
-  visit_dtype<float, f16, bf16>(x.dtype, "e4m3 activations on CUDA", [&]<class X>() {
-    launch(
-        stream, {.blocks = rows, .threads = kThreads},
-        packs ? quantise_rows_kernel<device_t<X>, true> : quantise_rows_kernel<device_t<X>, false>,
-        static_cast<const device_t<X>*>(x.data), x.row_stride, int(x.cols), from, count, out);
-  });
-}
-
 }  // namespace
 
 void quantise_rows(cudaStream_t stream, const View& x, const E4m3Rows& out) {
-  start(stream, x, x.rows, nullptr, nullptr, out);
-}
-
-void quantise_gathered_rows(cudaStream_t stream, const View& x, const std::int32_t* from,
-                            const std::int32_t* count, std::int64_t most, const E4m3Rows& out) {
-  start(stream, x, most, from, count, out);
+  const bool packs = x.cols % kPack == 0 && rows_aligned(x, kPack * size_of(x.dtype));
+  visit_dtype<float, f16, bf16>(x.dtype, "e4m3 activations on CUDA", [&]<class X>() {
+    launch(
+        stream, {.blocks = x.rows, .threads = kThreads},
+        packs ? quantise_rows_kernel<device_t<X>, true> : quantise_rows_kernel<device_t<X>, false>,
+        static_cast<const device_t<X>*>(x.data), x.row_stride, int(x.cols), out);
+  });
 }
 
 }  // namespace ostro::cuda

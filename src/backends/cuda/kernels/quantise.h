@@ -19,8 +19,5 @@ struct E4m3Rows {
 
 // Rounds the rows of x (f32, f16 or bf16), one scale a row, by quant/e4m3.h's formulas.
 void quantise_rows(cudaStream_t, const View& x, const E4m3Rows& out);
-// The same for out[i] = x[from[i]], i < *count <= most; from and count in device memory.
-void quantise_gathered_rows(cudaStream_t, const View& x, const std::int32_t* from,
-                            const std::int32_t* count, std::int64_t most, const E4m3Rows& out);
 
 }  // namespace ostro::cuda
