@@ -277,7 +277,8 @@ class Bench {
                    .weight = weight,
                    .y = h,
                    .eps = 1e-5f,
-                   .activations = rounding}});
+                   .activations = rounding,
+                   .for_products = rounding != ops::Activations::as_is}});
     };
     double used = 0;
     for (std::size_t i = 0; i < kCopies; ++i) {

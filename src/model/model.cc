@@ -283,12 +283,14 @@ Model::Norm Model::norm_after(std::size_t index) const {
 
 ops::AddRmsNorm Model::norm_of_branch(const Norm& norm) const {
   const auto& now = buffers_->now;
+  const ops::Activations rounding = norm.for_products ? norm_activations() : kAsIs;
   return {.x = now.branch,
           .residual = now.residual,
           .weight = norm.weight,
           .y = norm.h,
           .eps = float(config_.norm_eps),
-          .activations = norm.for_products ? norm_activations() : kAsIs};
+          .activations = rounding,
+          .for_products = rounding != kAsIs && !norm.routed};
 }
 
 // What the ranks' branches sum to goes to the residual stream, and its norm to h.
@@ -424,7 +426,7 @@ void Model::feed_forward(std::size_t index) {
   const LayerWeights& w = weights_.layers[index];
   const Buffers& b = *buffers_;
   const auto& now = b.now;
-  const Norm before{w.mlp_norm, now.h, true}, after = norm_after(index);
+  const Norm before{w.mlp_norm, now.h, true, bool(w.router)}, after = norm_after(index);
   const ops::ExpertMlp mlp{.x = now.h,
                            .experts = now.experts,
                            .weights = now.expert_weights,

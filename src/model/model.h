@@ -90,6 +90,7 @@ class Model {
   struct Norm {
     View weight, h;
     bool for_products = false;  // with layer weights, which read h
+    bool routed = false;        // which a router reads too
   };
   Norm norm_after(std::size_t index) const;
   void add_branch(const Norm&);

@@ -22,6 +22,8 @@ void check(const MoeBlock& op) {
   check(op.route);
   check(op.mlp);
   check(op.next);
+  OSTRO_REQUIRE(!op.norm.for_products,
+                "MoeBlock: norm.y is for products alone, but route reads it");
   handed_on("route.x", op.route.x, "norm.y", op.norm.y);
   handed_on("mlp.x", op.mlp.x, "norm.y", op.norm.y);
   handed_on("mlp.experts", op.mlp.experts, "route.experts", op.route.experts);

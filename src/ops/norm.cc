@@ -18,6 +18,8 @@ void check(const AddRmsNorm& op) {
   }
   OSTRO_REQUIRE(op.y || op.activations == Activations::as_is,
                 "AddRmsNorm: activations to round, but no y");
+  OSTRO_REQUIRE(!op.for_products || op.activations != Activations::as_is,
+                "AddRmsNorm: y is for products alone, which do not round it");
   if (op.y) {
     contract.shape("y", op.y, tokens, hidden);
     contract.is_float("y", op.y);

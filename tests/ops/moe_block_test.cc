@@ -276,6 +276,12 @@ TEST_F(MoeBlockContract, EachOperationsHolds) {
   refuses("AddRmsNorm: eps is 0, wanted > 0");
 }
 
+TEST_F(MoeBlockContract, TheRouterReadsTheNorm) {
+  op_.norm.activations = Activations::e4m3_per_token;
+  op_.norm.for_products = true;
+  refuses("MoeBlock: norm.y is for products alone, but route reads it");
+}
+
 TEST_F(MoeBlockContract, WhatIsHandedOnIsOne) {
   const MoeBlock fine = op_;
   op_.route.x = out_[kAfter].view();

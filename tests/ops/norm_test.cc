@@ -185,6 +185,11 @@ TEST_F(AddRmsNormContract, RoundingNeedsAnOutput) {
   refuses("AddRmsNorm: activations to round, but no y");
 }
 
+TEST_F(AddRmsNormContract, OnlyProductsThatRoundNeedNoOutput) {
+  op_.for_products = true;
+  refuses("AddRmsNorm: y is for products alone, which do not round it");
+}
+
 TEST_F(AddRmsNormContract, RowsDoNotOverlap) {
   op_.y.row_stride = 7;
   refuses("AddRmsNorm: y is bf16 [2,8] with a row every 7 elements");

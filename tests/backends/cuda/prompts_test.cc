@@ -11,6 +11,7 @@
 #include "backends/cuda/backend.h"
 #include "backends/cuda/plan/gemm_plan.h"
 #include "ops/moe.h"
+#include "ops/norm.h"
 #include "ops/testing.h"
 #include "quant/int4.h"
 #include "tensor/dtype.h"
@@ -122,6 +123,37 @@ TEST(Prompts, LinearIsThatOfSmallSteps) {
         });
         if (HasFailure()) return;
       }
+}
+
+// Whether or not y may be left unwritten, the product that reads it gives the same; rows that the
+// norm's kernel keeps whole, longer ones, and ones that it does not round.
+TEST(Prompts, NormForProductsAlone) {
+  const auto gpu = make_backend();
+  for (const auto& [tokens, hidden] :
+       {std::array<std::int64_t, 2>{1, 4096}, {300, 512}, {700, 8704}, {70, 402}}) {
+    SCOPED_TRACE(text(tokens, " tokens, hidden ", hidden));
+    Matrix x = Matrix(DType::f32, tokens, hidden).random(1);
+    Matrix weight = Matrix(DType::bf16, 1, hidden).random(2);
+    const OnDevice weight_on(*gpu, weight.view());
+    const quant::Weight placed = Weight(DType::f8e4m3, 200, hidden, 3).placed(*gpu);
+    const auto run = [&](bool for_products) {
+      Matrix y(DType::f32, tokens, 200), unwritten(DType::bf16, tokens, hidden);
+      const OnDevice residual(*gpu, x.view()), h(*gpu, unwritten.view()), out(*gpu, y.view());
+      constexpr auto kRounded = ops::Activations::e4m3_per_token;
+      gpu->run(ops::AddRmsNorm{.x = {},
+                               .residual = residual.view,
+                               .weight = weight_on.view,
+                               .y = h.view,
+                               .eps = 1e-5f,
+                               .activations = kRounded,
+                               .for_products = for_products});
+      gpu->run(ops::Linear{.x = h.view, .w = placed, .y = out.view, .activations = kRounded});
+      gpu->copy(out.view, y.view());
+      gpu->wait();
+      return y;
+    };
+    expect_same_rows(run(true), run(false), 0);
+  }
 }
 
 TEST(Prompts, RouteIsThatOfSmallSteps) {

@@ -33,6 +33,7 @@ struct NormArgs {
   int hidden;
   float eps;
   E4m3Rows rounded;
+  bool only_rounded;  // y is not read: what a thread keeps of it need not be stored
 };
 
 // What is added to the residual stream: rows of f32, or nothing.
@@ -169,7 +170,8 @@ __global__ void __launch_bounds__(kNormThreads)
   const float scale = norm_scale(norm_block_sum(sum), a.hidden, a.eps);
   Y* const y = a.y + t * a.y_stride;
   row.each([&](int s, int i) {
-    store_pack(y + i, Row::template normalised<Y>(row.weight[s], row.kept[s], scale));
+    const auto out = Row::template normalised<Y>(row.weight[s], row.kept[s], scale);
+    if (!kRound || !a.only_rounded) store_pack(y + i, out);
   });
   float most = row.most_kept();
   if constexpr (!Added::kShortRows)
@@ -205,7 +207,8 @@ NormArgs<W, Y> norm_args(const ops::AddRmsNorm& op, const E4m3Rows* rounded) {
           .y_stride = op.y.row_stride,
           .hidden = int(op.residual.cols),
           .eps = op.eps,
-          .rounded = rounded ? *rounded : E4m3Rows{}};
+          .rounded = rounded ? *rounded : E4m3Rows{},
+          .only_rounded = rounded && op.for_products};
 }
 
 // Elements that a thread of these kernels loads at once, and whether the rows of `op` allow it.
