@@ -284,9 +284,9 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
   g.token_tile = tiled  ? tile(ops::product(first.gate, true, experts), tokens)
                  : e4m3 ? kUnalignedE4m3Tile
                         : kSimpleTokenTile;
-  const bool tma = g.token_tile > kLargestTileWithoutTma;
-  const bool persistent = e4m3 && all_aligned && !tma && experts <= kMostTmaExperts &&
-                          g.token_tile >= kSmallestPersistentTile;
+  const bool persistent =
+      tiled && !is_integer(weight_type) && persistent_takes(g.token_tile, experts, e4m3);
+  const bool tma = !persistent && g.token_tile > kLargestTileWithoutTma;
   g.x_type = op.x.dtype;
   g.w_type = weight_type;
   const std::int64_t tiles = most_tiles(slots, experts, g.token_tile);
@@ -316,7 +316,7 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
     if (tma)
       gemm_tma(stream_, g, {g.swiglu ? gate : down, up}, processors_);
     else if (persistent)
-      gemm_e4m3_persistent(stream_, g, {g.swiglu ? gate : down, up}, processors_);
+      gemm_persistent(stream_, g, {g.swiglu ? gate : down, up}, processors_);
     else
       e4m3 ? gemm_e4m3(stream_, g, all_aligned) : gemm(stream_, g, tensor_cores, processors_);
   };
@@ -365,6 +365,7 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
   g.args.n = int(hidden);
   g.args.k = int(inter);
   g.swiglu = false;
+  g.listed = inter > 0;
   multiply();
   return {.slot_of = groups.slot_of, .out = reinterpret_cast<const float*>(out)};
 }

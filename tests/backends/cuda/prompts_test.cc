@@ -207,6 +207,8 @@ TEST(Prompts, ExpertsAreThoseOfSmallSteps) {
     for (const bool routed : {true, false})
       for (const auto& [tokens, hidden, inter] : {std::array<std::int64_t, 3>{65, 128, 128},
                                                   {130, 16, 257},
+                                                  {160, 640, 1152},
+                                                  {250, 1030, 392},
                                                   {321, 401, 200},
                                                   {500, 1030, 392},
                                                   {1500, 512, 1500},

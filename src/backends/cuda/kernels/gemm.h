@@ -54,7 +54,8 @@ struct Gemm {
   GemmArgs args;
   DType x_type, w_type;
   bool swiglu = false;
-  int token_tile = 0;  // rows of a tile
+  int token_tile = 0;   // rows of a tile
+  bool listed = false;  // tiles come from a kernel before the predecessor, which then has ended
 };
 
 // True if a tensor-core kernel can take it: 16-bit x, w of its type or integers, rows that start at
@@ -75,9 +76,9 @@ struct HostWeights {
 // bits: `rows` is null; weights are those of `host`, not of `args`: aligned and of at most
 // kMostTmaExperts experts. The grid is for a device of `processors` multiprocessors.
 void gemm_tma(cudaStream_t, const Gemm&, const HostWeights& host, int processors);
-// The same for experts' tiles of kSmallestPersistentTile to kLargestTileWithoutTma; weights are
-// those of `host`, not of `args`: aligned and of at most kMostTmaExperts experts.
-void gemm_e4m3_persistent(cudaStream_t, const Gemm&, const HostWeights& host, int processors);
+// The same of e4m3, bf16 and f16 for experts' tiles that persistent_takes(); weights are those of
+// `host`, not of `args`, and aligned.
+void gemm_persistent(cudaStream_t, const Gemm&, const HostWeights& host, int processors);
 // int8 and int4 (u8) weights with 16-bit x: token_tile is one of kTokenTiles up to
 // kLargestTileWithoutTma. Rows of weights and of int4's scales start at 16 bytes.
 void gemm_int8(cudaStream_t, const Gemm&, int processors);

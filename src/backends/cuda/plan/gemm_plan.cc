@@ -39,10 +39,11 @@ int dense_tile(std::int64_t tokens, std::int64_t n, bool e4m3, bool swiglu, int 
 
 int expert_tile(std::int64_t tokens, std::int64_t experts, bool e4m3) {
   static_assert(*std::prev(std::end(kTokenTiles)) == kTmaTile);
-  const int tile = *smallest_that_holds(tokens);
-  // Of 8 experts with 2 choices a token, one rarely gets more than 64 of 128.
-  if (e4m3 && tokens <= 2 * kLargestTileWithoutTma) return std::min(tile, kLargestTileWithoutTma);
-  return experts <= kMostTmaExperts ? tile : std::min(tile, kLargestTileWithoutTma);
+  const int tile = std::min(*smallest_that_holds(tokens), kLargestTileWithoutTma);
+  // Of 8 experts with 2 choices a token, one rarely gets more than half of the tokens.
+  if (tokens <= 2 * kLargestTileWithoutTma || experts > kMostTmaExperts) return tile;
+  const int larger = largest_persistent_tile(e4m3);
+  return tokens <= 2 * larger ? larger : kTmaTile;
 }
 
 int integer_tile(std::int64_t tokens, std::int64_t n, bool swiglu, int processors) {

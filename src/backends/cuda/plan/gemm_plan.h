@@ -27,9 +27,12 @@ inline constexpr int kIntegerTmaTile = 128;  // of integer weights
 // The largest of the other kernels, and the only one for e4m3 rows that do not start at 16 bytes.
 inline constexpr int kLargestTileWithoutTma = 64;
 inline constexpr int kUnalignedE4m3Tile = kLargestTileWithoutTma;
-// From here up to that, experts of e4m3 have a kernel whose blocks stay; below, where few experts
-// are in use, it has too few tiles.
-inline constexpr int kSmallestPersistentTile = 16;
+// The experts' kernel whose blocks stay (kernels/gemm_persistent.cuh) takes tiles up to that, of
+// weights that are no integers; the copy engine loads them.
+inline constexpr int largest_persistent_tile(bool e4m3) { return e4m3 ? 64 : 128; }
+inline constexpr bool persistent_takes(int token_tile, std::int64_t experts, bool e4m3) {
+  return token_tile <= largest_persistent_tile(e4m3) && experts <= kMostTmaExperts;
+}
 // Those of the kernel without tensor cores.
 inline constexpr int kSimpleTokenTile = 64;
 
