@@ -101,12 +101,17 @@ void dense_e4m3(cudaStream_t stream, int processors, int tile, const E4m3Rows& x
   Gemm g{};
   g.swiglu = up != nullptr;
   const bool all_aligned = aligned(w) && (!up || aligned(*up));
+  // That kernel has no scales of 128 columns.
+  if (tile == kDecodeTile && x.scale_stride > 0)
+    tile = dense_tile(rows, w.n(), true, false, processors);
   g.token_tile = all_aligned ? tile : kUnalignedE4m3Tile;
   set_input(g.args, x);
   set_dense(g.args, w, up, rows, g.token_tile);
   hidden ? set_output(g.args, *hidden) : set_output(g.args, y);
   g.w_type = DType::f8e4m3;
-  if (g.token_tile > kLargestTileWithoutTma)
+  if (g.token_tile == kDecodeTile)
+    gemm_e4m3_dense(stream, g, processors);
+  else if (g.token_tile > kLargestTileWithoutTma)
     gemm_tma(stream, g, {{&g.args.weight, 1}, {&g.args.up_weight, 1}}, processors);
   else
     gemm_e4m3(stream, g, all_aligned);

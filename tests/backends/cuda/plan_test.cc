@@ -38,6 +38,13 @@ TEST(DenseTile, OfSwigluHasFewerOutputs) {
   EXPECT_EQ(dense_tile(128, 44 * 128, true, false, 132), 64);
 }
 
+TEST(DecodeTile, IsThatOfDenseE4m3WhereItMakesOneBlockAProcessor) {
+  EXPECT_TRUE(decode_tile_takes(1, 6144, 132));
+  EXPECT_TRUE(decode_tile_takes(kDecodeTile, 132 * kMostDecodeRows, 132));
+  EXPECT_FALSE(decode_tile_takes(kDecodeTile + 1, 6144, 132));
+  EXPECT_FALSE(decode_tile_takes(1, 132 * kMostDecodeRows + 1, 132));
+}
+
 TEST(ExpertTile, IsThatOfPromptsForFewExperts) {
   for (const bool e4m3 : {false, true}) {
     EXPECT_EQ(expert_tile(1, 8, e4m3), 8);
@@ -85,6 +92,10 @@ TEST(PlannedTile, IsThatOfTheProductsKind) {
               dense_tile(tokens, 4096, false, false, 132));
     EXPECT_EQ(planned({DType::f8e4m3, 44 * 128, 4096, true}, tokens),
               dense_tile(tokens, 44 * 128, true, true, 132));
+    EXPECT_EQ(planned({DType::f8e4m3, 4096, 4096}, tokens),
+              tokens <= 128 ? kDecodeTile : dense_tile(tokens, 4096, true, false, 132));
+    EXPECT_EQ(planned({DType::f8e4m3, 32000, 4096}, tokens),
+              dense_tile(tokens, 32000, true, false, 132));
     EXPECT_EQ(planned({DType::i8, 4096, 4096}, tokens), integer_tile(tokens, 4096, false, 132));
     EXPECT_EQ(planned({DType::u8, 4096, 4096, true}, tokens),
               integer_tile(tokens, 4096, true, 132));
@@ -104,6 +115,10 @@ TEST(TilesToTry, AreThoseThatKernelsHaveAndMayBeFast) {
   EXPECT_EQ(tiles_to_try(int4, 64), (Tiles{8, 16, 32, 64, kIntegerTmaTile}));
   EXPECT_EQ(tiles_to_try({DType::bf16, 4096, 4096, true, 8}, 64),
             (Tiles{8, 16, 32, 64, 128, kTmaTile}));
+  const ops::Product e4m3{DType::f8e4m3, 4096, 4096};
+  EXPECT_EQ(tiles_to_try(e4m3, 1), (Tiles{8, 16, 32, kDecodeTile}));
+  EXPECT_EQ(tiles_to_try(e4m3, 128), (Tiles{8, 16, 32, 64, kDecodeTile, kTmaTile}));
+  EXPECT_EQ(tiles_to_try(e4m3, 129), (Tiles{16, 32, 64, kTmaTile}));
   const ops::Product many{DType::f8e4m3, 4096, 4096, true, kMostTmaExperts + 1};
   EXPECT_EQ(tiles_to_try(many, 8192), Tiles{64});
   EXPECT_EQ(tiles_to_try({DType::f32, 4096, 4096}, 8), Tiles{}) << "one kernel alone";

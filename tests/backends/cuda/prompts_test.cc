@@ -83,12 +83,47 @@ DType activation_type(DType weight) { return weight == DType::f16 ? DType::f16 :
 
 // run(rows) computes these rows of the result: all of them, and kSmall at a time.
 template <class Run>
-void expect_same_in_small_steps(std::int64_t tokens, Run&& run) {
+void expect_same_in_small_steps(std::int64_t tokens, Run&& run, std::int64_t step = kSmall) {
   const Matrix whole = run(Range{0, tokens});
   expect_same_rows(run(Range{0, tokens}), whole, 0);
-  for (std::int64_t first = 0; first < tokens; first += kSmall)
-    expect_same_rows(run(Range{first, std::min(first + kSmall, tokens)}), whole, first);
+  for (std::int64_t first = 0; first < tokens; first += step)
+    expect_same_rows(run(Range{first, std::min(first + step, tokens)}), whole, first);
 }
+
+// Rows of x w^T.
+class LinearOnDevice {
+ public:
+  LinearOnDevice(ops::Backend& gpu, DType type, std::int64_t tokens, std::int64_t n, std::int64_t k)
+      : gpu_(gpu),
+        type_(type),
+        n_(n),
+        k_(k),
+        host_x_(Matrix(activation_type(type), tokens, (k + 7) / 8 * 8).random(1)),
+        x_(gpu, host_x_.view()),
+        weight_(type, n, k, 2),
+        placed_(weight_.placed(gpu)) {}
+
+  Matrix run(Range rows, DType y_type) {
+    Matrix y(y_type, rows.size(), n_);
+    const OnDevice out(gpu_, y.view());
+    gpu_.run(ops::Linear{.x = x_.view.rows_of(rows).cols_of({0, k_}),
+                         .w = placed_,
+                         .y = out.view,
+                         .activations = Weight::activations(type_)});
+    gpu_.copy(out.view, y.view());
+    gpu_.wait();
+    return y;
+  }
+
+ private:
+  ops::Backend& gpu_;
+  DType type_;
+  std::int64_t n_, k_;
+  Matrix host_x_;
+  OnDevice x_;
+  Weight weight_;
+  quant::Weight placed_;
+};
 
 TEST(Prompts, LinearIsThatOfSmallSteps) {
   const auto gpu = make_backend();
@@ -107,20 +142,8 @@ TEST(Prompts, LinearIsThatOfSmallSteps) {
           ASSERT_EQ(integer_tile(tokens, n, false, 132), kIntegerTmaTile);
         else
           ASSERT_EQ(dense_tile(tokens, n, type == DType::f8e4m3, false, 132), kTmaTile);
-        Matrix x = Matrix(activation_type(type), tokens, (k + 7) / 8 * 8).random(1);
-        const OnDevice x_on(*gpu, x.view());
-        const quant::Weight placed = Weight(type, n, k, 2).placed(*gpu);
-        expect_same_in_small_steps(tokens, [&](Range rows) {
-          Matrix y(y_type, rows.size(), n);
-          const OnDevice out(*gpu, y.view());
-          gpu->run(ops::Linear{.x = x_on.view.rows_of(rows).cols_of({0, k}),
-                               .w = placed,
-                               .y = out.view,
-                               .activations = Weight::activations(type)});
-          gpu->copy(out.view, y.view());
-          gpu->wait();
-          return y;
-        });
+        LinearOnDevice linear(*gpu, type, tokens, n, k);
+        expect_same_in_small_steps(tokens, [&](Range rows) { return linear.run(rows, y_type); });
         if (HasFailure()) return;
       }
 }
@@ -153,6 +176,23 @@ TEST(Prompts, NormForProductsAlone) {
       return y;
     };
     expect_same_rows(run(true), run(false), 0);
+  }
+}
+
+// Blocks of 32, 48 and 64 weight rows, tiles of 8 to 128 tokens.
+TEST(Prompts, LinearIsThatOfStepsOfDecoding) {
+  constexpr std::int64_t kTokens = 300;
+  const auto gpu = make_backend();
+  for (const auto& [n, k] : {std::array<std::int64_t, 2>{4096, 4096}, {6137, 1152}, {7013, 400}}) {
+    ASSERT_TRUE(decode_tile_takes(kDecodeTile, n, 132));
+    LinearOnDevice linear(*gpu, DType::f8e4m3, kTokens, n, k);
+    for (const DType y_type : {DType::f32, DType::bf16})
+      for (const std::int64_t step : {5, 27, 61, 100, 128}) {
+        SCOPED_TRACE(text(n, " x ", k, " to ", name(y_type), ", steps of ", step));
+        expect_same_in_small_steps(
+            kTokens, [&](Range rows) { return linear.run(rows, y_type); }, step);
+        if (HasFailure()) return;
+      }
   }
 }
 

@@ -37,6 +37,10 @@ int dense_tile(std::int64_t tokens, std::int64_t n, bool e4m3, bool swiglu, int 
                             [&](int tile) { return outputs_of(tile, e4m3, swiglu); });
 }
 
+bool decode_tile_takes(std::int64_t tokens, std::int64_t n, int processors) {
+  return tokens <= kDecodeTile && ceil_div<std::int64_t>(n, kMostDecodeRows) <= processors;
+}
+
 int expert_tile(std::int64_t tokens, std::int64_t experts, bool e4m3) {
   static_assert(*std::prev(std::end(kTokenTiles)) == kTmaTile);
   const int tile = std::min(*smallest_that_holds(tokens), kLargestTileWithoutTma);

@@ -24,6 +24,10 @@ inline constexpr int kTmaTile = 256;
 inline constexpr int kSmallTile = 64;
 inline constexpr std::int64_t kMostTmaExperts = 16;
 inline constexpr int kIntegerTmaTile = 128;  // of integer weights
+// That of the kernel for steps of decoding, of dense e4m3 weights without SwiGLU: as many tokens as
+// there are, up to this, by so few weight rows that each processor has a block.
+inline constexpr int kDecodeTile = 128;
+inline constexpr int kMostDecodeRows = 64;  // weight rows of a block
 // The largest of the other kernels, and the only one for e4m3 rows that do not start at 16 bytes.
 inline constexpr int kLargestTileWithoutTma = 64;
 inline constexpr int kUnalignedE4m3Tile = kLargestTileWithoutTma;
@@ -50,6 +54,9 @@ inline constexpr int integer_outputs_of(int token_tile, bool swiglu) {
 // For rows that all have one weight of n rows: the largest tile, of those that are not larger than
 // needed, which gives most `processors` a block. Smaller ones read the weights again, from L2.
 int dense_tile(std::int64_t tokens, std::int64_t n, bool e4m3, bool swiglu, int processors);
+
+// Whether kDecodeTile is worth it for such rows: if it makes one block a processor at most.
+bool decode_tile_takes(std::int64_t tokens, std::int64_t n, int processors);
 
 // For routed rows. One expert rarely gets as many as there are tokens, but its weights must not be
 // read twice when it does; a tile costs shared memory, not time: rows that are not there are

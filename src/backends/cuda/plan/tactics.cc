@@ -5,12 +5,20 @@
 #include "backends/cuda/plan/gemm_plan.h"
 
 namespace ostro::cuda {
+namespace {
+
+bool may_decode(const ops::Product& p) {
+  return p.weights == DType::f8e4m3 && p.experts == 0 && !p.swiglu;
+}
+
+}  // namespace
 
 int planned_tile(const ops::Product& p, std::int64_t tokens, int processors) {
   const bool integer = is_integer(p.weights);
   if (p.experts > 0)
     return integer ? integer_expert_tile(tokens, p.experts)
                    : expert_tile(tokens, p.experts, p.weights == DType::f8e4m3);
+  if (may_decode(p) && decode_tile_takes(tokens, p.n, processors)) return kDecodeTile;
   return integer ? integer_tile(tokens, p.n, p.swiglu, processors)
                  : dense_tile(tokens, p.n, p.weights == DType::f8e4m3, p.swiglu, processors);
 }
@@ -24,17 +32,20 @@ std::vector<int> tiles_of(const ops::Product& p) {
   if (p.experts > 0 && p.experts <= kMostTmaExperts && !is_integer(p.weights) &&
       persistent > tiles.back())
     tiles.push_back(persistent);
+  if (may_decode(p)) tiles.push_back(kDecodeTile);
   if (p.experts <= kMostTmaExperts)
     tiles.push_back(is_integer(p.weights) ? kIntegerTmaTile : kTmaTile);
   return tiles;
 }
 
 // Not those of four times the tokens and more, whose rows are mostly empty, nor those that read
-// weights more than 16 times; the two largest are always worth it for many tokens.
+// weights more than 16 times; the two largest are always worth it for many tokens, and that of
+// decoding is as large as the tokens need.
 std::vector<int> tiles_to_try(const ops::Product& p, std::int64_t tokens) {
   constexpr std::int64_t kSmallestTile = 8, kMostEmpty = 4, kMostReads = 16;
   std::vector<int> tiles = tiles_of(p);
   std::erase_if(tiles, [&](std::int64_t tile) {
+    if (may_decode(p) && tile == kDecodeTile) return tokens > kDecodeTile;
     return tile > kMostEmpty * std::max(tokens, kSmallestTile) ||
            (tile < kLargestTileWithoutTma && tile * kMostReads < tokens);
   });

@@ -1,0 +1,293 @@
+// The e4m3 GEMM of a dense layer for steps of decoding: tiles of so few weight rows that every
+// multiprocessor has one, and of all tokens.
+//
+// Roles:    weights are the rows (M) of the product, tokens its columns (N).
+// Numbers:  bit by bit those of gemm_e4m3.cuh; x has one scale a row.
+// Grid:     a block for 32, 48 or 64 weight rows x 8 to 128 tokens, one a multiprocessor. Of
+// wgmma's
+//           64 rows the last are what shared memory happens to hold, if the tile has fewer; nobody
+//           stores them.
+// Pipeline: one thread copies boxes (TMA) of 128 columns, weights from before the predecessor has
+//           ended: up to 32 stages, at few tokens nearly all of K. Tiles of 128 tokens are
+//           multiplied in clusters of two blocks, each of which copies half of the tokens for both.
+//           A warpgroup for 64 tokens multiplies two stages at a time.
+// Traffic:  weights once for each tile of tokens; tokens once for each cluster, from L2.
+// Bound by: memory, and the latency of a launch.
+// Floor on an H100: n k bytes / 3.15e12 s.
+// Measured (H200, cuda_kernels_bench f8e4m3, with the rounding of x, one run; before, by
+//           gemm_e4m3.cuh): qkv of Mixtral 8x7B 11.9 us at 1 token (12.1), 12.1 at 32 (14.7), 13.0
+//           at 64 (16.4), 15.7 at 128 (22.9); o 10.1 (11.4), 11.7 (12.2), 12.1 (13.6), 14.3 (17.9).
+#include "backends/cuda/kernels/gemm_tma_tile.cuh"
+#include "backends/cuda/kernels/tensor_map.h"
+#include "backends/cuda/launch.h"
+#include "backends/cuda/ptx/wgmma.cuh"
+
+namespace ostro::cuda {
+namespace {
+
+template <int kRows_, int kTokens_, int kCluster_>
+struct DenseTile {
+  static_assert(kRows_ <= kMostDecodeRows && kTokens_ <= kDecodeTile);
+  static constexpr int kRows = kRows_, kTokens = kTokens_, kCluster = kCluster_;
+  static constexpr int kK = 128;  // columns of a stage: bytes of a swizzle row
+  static_assert(kK == quant::kE4m3Group);
+  static constexpr int kGroupTokens = kTokens < 64 ? kTokens : 64, kGroups = kTokens / kGroupTokens;
+  static constexpr int kWeightBytes = kRows * kK, kTokenBytes = kTokens * kK;
+  static constexpr int kStageBytes = kWeightBytes + kTokenBytes;
+  static_assert(kWeightBytes % 1024 == 0 && kTokenBytes % 1024 == 0, "swizzled tiles");
+  // All that fit beside a block of a norm, 32 at most: 4096 columns. wgmma reads 64 rows in the
+  // last of them, too.
+  static constexpr int kOther = 16 * 32 + 1024 + (64 - kRows) * kK;
+  static constexpr int kFitting = ((224 << 10) - kOther) / kStageBytes;
+  static constexpr int kStages = kFitting < 32 ? kFitting : 32;
+  // The tokens that each block of the cluster copies.
+  static constexpr int kPartTokens = kTokens / kCluster;
+  static_assert(kPartTokens % 8 == 0, "parts swizzle alike");
+  static constexpr int kBarriers = kStages * kStageBytes;
+  static constexpr int kSharedBytes = kBarriers + kOther;
+  static_assert(kSharedBytes <= 224 << 10);
+  static constexpr int kMathWarps = 4 * kGroups, kThreads = 32 * (kMathWarps + 1);
+};
+
+// What a block has in shared memory, by address; the first stage's is a multiple of 1024.
+template <class Tile>
+struct DenseMemory {
+  std::uint32_t shared;
+
+  __device__ std::uint32_t weights(int stage) const { return shared + stage * Tile::kStageBytes; }
+  __device__ std::uint32_t tokens(int stage, int first) const {
+    return weights(stage) + Tile::kWeightBytes + first * Tile::kK;
+  }
+  __device__ std::uint32_t full(int stage) const { return shared + Tile::kBarriers + 16 * stage; }
+  __device__ std::uint32_t empty(int stage) const { return full(stage) + 8; }
+};
+
+struct DenseMaps {
+  CUtensorMap weights, x;
+};
+
+// By one thread of block `rank` of the cluster: `rows` weight rows from n0 on, and its part of the
+// tokens from t0 on.
+template <class Tile>
+class DenseCopies {
+ public:
+  __device__ DenseCopies(const DenseMaps& maps, const DenseMemory<Tile>& memory, int n0, int t0,
+                         int rank)
+      : maps_(maps), memory_(memory), n0_(n0), t0_(t0), rank_(rank) {}
+
+  __device__ void copy(int k_tiles) const {
+    // Weights do not change during a step: they need not wait for the predecessor.
+    const int first = min(Tile::kStages, k_tiles);
+    for (int i = 0; i < first; ++i) copy_weights(i, i);
+    begin_kernel();
+    for (int i = 0; i < first; ++i) copy_tokens(i, i);
+    StageRing<Tile::kStages> ring;
+    for (int i = first; i < k_tiles; ++i) {
+      ptx::barrier_wait(memory_.empty(ring.stage), ring.parity);
+      copy_weights(i, ring.stage);
+      copy_tokens(i, ring.stage);
+      ring.advance();
+    }
+  }
+
+ private:
+  // Announces all that comes to this block in the stage; the other's part may have come already.
+  __device__ void copy_weights(int i, int stage) const {
+    const std::uint32_t barrier = memory_.full(stage);
+    ptx::barrier_arrive_expect(barrier, Tile::kStageBytes);
+    ptx::copy_box(memory_.weights(stage), maps_.weights, i * Tile::kK, n0_, barrier);
+  }
+  __device__ void copy_tokens(int i, int stage) const {
+    constexpr auto kAll = std::uint16_t((1 << Tile::kCluster) - 1);
+    const int first = rank_ * Tile::kPartTokens;
+    const std::uint32_t to = memory_.tokens(stage, first), barrier = memory_.full(stage);
+    if constexpr (Tile::kCluster > 1)
+      ptx::copy_box_to(kAll, to, maps_.x, i * Tile::kK, t0_ + first, barrier);
+    else
+      ptx::copy_box(to, maps_.x, i * Tile::kK, t0_ + first, barrier);
+  }
+
+  const DenseMaps& maps_;
+  const DenseMemory<Tile>& memory_;
+  const int n0_, t0_, rank_;
+};
+
+// A thread of the warpgroups that multiply.
+template <class Tile>
+class DenseSums {
+ public:
+  __device__ explicit DenseSums(const DenseMemory<Tile>& memory)
+      : memory_(memory),
+        lane_(int(threadIdx.x) % 32),
+        warp_(int(threadIdx.x) / 32 % 4),
+        // The same in all lanes, which the compiler is to know: descriptors are warp-wide.
+        group_(__shfl_sync(~0u, int(threadIdx.x) / 128, 0)) {}
+
+  // Of weights before the predecessor has ended, of tokens after it, both long before store().
+  __device__ void load_weight_scales(const GemmArgs& a, int n0) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      if (takes(a, n0, r)) weight_scale_[r] = a.weight.scale[n0 + row(r)];
+  }
+  __device__ void load_token_scales(const GemmArgs& a, int t0) {
+#pragma unroll
+    for (int e = 0; e < kN / 4; ++e)
+      if (const std::int64_t slot = t0 + token(e); slot < a.slots) x_scale_[e] = a.x_scale[slot];
+  }
+
+  __device__ void add_stages(int k_tiles) {
+    int i = 0;
+    for (; i + 1 < k_tiles; i += 2) {
+      const int stage = ring_.stage;
+      start(part_[0]);
+      const int next = ring_.stage;
+      start(part_[1]);
+      ptx::wgmma_wait<1>();
+      finish(part_[0], stage);
+      ptx::wgmma_wait<0>();
+      finish(part_[1], next);
+    }
+    if (i < k_tiles) {
+      const int stage = ring_.stage;
+      start(part_[0]);
+      ptx::wgmma_wait<0>();
+      finish(part_[0], stage);
+    }
+  }
+
+  __device__ void store(const GemmArgs& a, int n0, int t0) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (!takes(a, n0, r)) continue;
+#pragma unroll
+      for (int e = 0; e < kN / 4; ++e)
+        if (const std::int64_t slot = t0 + token(e); slot < a.slots) {
+          const float sum = sum_[e / 2 * 4 + 2 * r + e % 2] * x_scale_[e] * weight_scale_[r];
+          store_output(a, slot, n0 + row(r), Pack<float, 1>{{sum}});
+        }
+    }
+  }
+
+ private:
+  static constexpr int kN = Tile::kGroupTokens;
+  using Product = ptx::Wgmma<__nv_fp8_e4m3, kN>;
+
+  // The weight rows of the tile and the tokens, by number, whose sums this thread has.
+  __device__ int row(int r) const { return warp_ * 16 + lane_ / 4 + 8 * r; }
+  __device__ int token(int e) const { return group_ * kN + e / 2 * 8 + lane_ % 4 * 2 + e % 2; }
+  __device__ bool takes(const GemmArgs& a, int n0, int r) const {
+    return row(r) < Tile::kRows && n0 + row(r) < a.n;
+  }
+
+  // The products of the next stage, when it has come.
+  __device__ void start(float (&part)[kN / 2]) {
+    const int stage = ring_.stage;
+    ptx::barrier_wait(memory_.full(stage), ring_.parity);
+    const std::uint64_t rows = ptx::swizzled_tile(memory_.weights(stage));
+    const std::uint64_t tokens = ptx::swizzled_tile(memory_.tokens(stage, group_ * kN));
+    ptx::wgmma_fence();
+    Product::run_first(part, rows, tokens);
+#pragma unroll
+    for (int step = 1; step < Tile::kK / 32; ++step)
+      Product::run(part, rows + 2 * step, tokens + 2 * step);
+    ptx::wgmma_commit();
+    ring_.advance();
+  }
+
+  // The products of the stage are there.
+  __device__ void finish(float (&part)[kN / 2], int stage) {
+    ptx::hold_registers(part);
+#pragma unroll
+    for (int j = 0; j < kN / 2; ++j) sum_[j] += part[j];
+    __syncwarp();
+    // Copies of every block of the cluster come here next.
+    if (lane_ < Tile::kCluster) {
+      if constexpr (Tile::kCluster > 1)
+        ptx::barrier_arrive(memory_.empty(stage), lane_);
+      else
+        ptx::barrier_arrive(memory_.empty(stage));
+    }
+  }
+
+  const DenseMemory<Tile>& memory_;
+  const int lane_, warp_, group_;
+  StageRing<Tile::kStages> ring_;
+  float sum_[kN / 2] = {}, part_[2][kN / 2] = {};
+  float x_scale_[kN / 4] = {}, weight_scale_[2] = {};
+};
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, 1)
+    gemm_e4m3_dense_kernel(const GemmArgs a, const __grid_constant__ DenseMaps maps,
+                           int row_tiles) {
+  extern __shared__ unsigned char shared_raw[];
+  const DenseMemory<Tile> memory{(ptx::shared_address(shared_raw) + 1023) & ~1023u};
+  const int k_tiles = (a.k + Tile::kK - 1) / Tile::kK;
+  const int n0 = int(blockIdx.x) % row_tiles * Tile::kRows;
+  const int t0 = int(blockIdx.x) / row_tiles * Tile::kTokens;
+  const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < Tile::kStages; ++s) {
+      ptx::barrier_init(memory.full(s), 1);
+      ptx::barrier_init(memory.empty(s), Tile::kMathWarps * Tile::kCluster);
+    }
+    ptx::barrier_init_fence();
+  }
+  const auto all_blocks = [] {
+    if constexpr (Tile::kCluster > 1)
+      ptx::cluster_sync();
+    else
+      __syncthreads();
+  };
+  all_blocks();
+  if (warp == Tile::kMathWarps) {
+    if (threadIdx.x % 32 == 0)
+      DenseCopies<Tile>(maps, memory, n0, t0, int(blockIdx.x) % Tile::kCluster).copy(k_tiles);
+    else
+      begin_kernel();
+    __syncwarp();
+  } else {
+    DenseSums<Tile> sums(memory);
+    sums.load_weight_scales(a, n0);
+    begin_kernel();
+    sums.load_token_scales(a, t0);
+    sums.add_stages(k_tiles);
+    sums.store(a, n0, t0);
+  }
+  // No block ends while another may still arrive at its barriers or copy to it.
+  if constexpr (Tile::kCluster > 1) all_blocks();
+}
+
+template <int kRows, int kTokens, int kCluster>
+void start(cudaStream_t stream, const GemmArgs& a) {
+  using Tile = DenseTile<kRows, kTokens, kCluster>;
+  const std::int64_t row_tiles = round_up<std::int64_t>(ceil_div(a.n, kRows), kCluster);
+  const DenseMaps maps{.weights = swizzled_map(a.weight.data, a.n, a.k, a.weight.stride, kRows),
+                       .x = swizzled_map(a.x, a.slots, a.k, a.x_stride, Tile::kPartTokens)};
+  launch(stream,
+         {.blocks = row_tiles * ceil_div<std::int64_t>(a.slots, kTokens),
+          .threads = Tile::kThreads,
+          .shared_bytes = Tile::kSharedBytes,
+          .cluster = kCluster},
+         gemm_e4m3_dense_kernel<Tile>, a, maps, int(row_tiles));
+}
+
+// The fewest weight rows a block with which every multiprocessor has one block at most.
+template <int kTokens>
+void start_one_wave(cudaStream_t stream, const GemmArgs& a, int processors) {
+  if (ceil_div(a.n, 32) <= processors) return start<32, kTokens, 1>(stream, a);
+  if (ceil_div(a.n, 48) <= processors) return start<48, kTokens, 1>(stream, a);
+  start<64, kTokens, 1>(stream, a);
+}
+
+}  // namespace
+
+void gemm_e4m3_dense(cudaStream_t stream, const Gemm& g, int processors) {
+  const GemmArgs& a = g.args;
+  if (a.slots <= 8) return start_one_wave<8>(stream, a, processors);
+  if (a.slots <= 32) return start_one_wave<32>(stream, a, processors);
+  if (a.slots <= 64) return start_one_wave<64>(stream, a, processors);
+  start<64, 128, 2>(stream, a);
+}
+
+}  // namespace ostro::cuda
