@@ -68,8 +68,8 @@ void gemm_wgmma(cudaStream_t, const Gemm&);
 // with one scale for 128 columns, else a float type. `weights_aligned`: rows start at 16 bytes;
 // others are slow and take tiles of kUnalignedE4m3Tile.
 void gemm_e4m3(cudaStream_t, const Gemm&, bool weights_aligned);
-// The same for kDecodeTile: a dense layer without `swiglu`, weights aligned, x with one scale a row;
-// the grid is for a device of `processors` multiprocessors.
+// The same for kDecodeTile: a dense layer without `swiglu`, weights aligned, x with one scale a
+// row; the grid is for a device of `processors` multiprocessors.
 void gemm_e4m3_dense(cudaStream_t, const Gemm&, int processors);
 // The weights of experts, known to the host.
 struct HostWeights {
