@@ -12,7 +12,7 @@
 //           the one that they would sum to.
 // Bound by: latency: launches, of which a layer has three less.
 // Measured (H200, cuda_kernels_bench f8e4m3, from one norm to the next; the four operations one by
-//           one): 106 us at 1 token (117), 414 at 64 (422); with a limit above kMostTokens 616 at
+//           one): 106 us at 1 token (117), 414 at 64 (422); with a limit above today's 616 at
 //           512 (643).
 #include "backends/cuda/kernels/moe.cuh"
 #include "backends/cuda/kernels/moe_block.h"
