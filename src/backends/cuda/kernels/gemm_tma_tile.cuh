@@ -83,10 +83,10 @@ struct StageRing {
 
 // The tasks of a block, in the order that keeps both operands in L2: kRaster tiles of weight rows
 // by all token tiles, then the next weight rows. Small tiles come last in each such group, so that
-// the clusters end at about the same time.
+// the clusters end at about the same time: a product of 16 tiles of weight rows has one group.
 template <class Tile>
 struct TileWalk {
-  static constexpr int kRaster = BlockTile::kRaster;
+  static constexpr int kRaster = Tile::kSwiglu ? 8 : 16;
   static_assert(kRaster % Tile::kCluster == 0);
   int row_tiles, large, small, next;
 
