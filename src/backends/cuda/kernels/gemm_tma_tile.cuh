@@ -40,6 +40,9 @@ struct TmaTile {
   static constexpr int kPartBytes = kPartTokens * kRowBytes;
   static constexpr int kStageBytes = kWeightBytes + kGroups * kPartBytes;
   static constexpr int kStages = 4;
+  // By so many stages the second warpgroup starts behind the first.
+  static constexpr int kLag = kE4m3 ? 1 : 0;
+  static_assert(kLag < kStages);
   // Behind stages and barriers: a scale for each weight row, for each warpgroup.
   static constexpr int kScaleBytes = kGroups * kRows * int(sizeof(float));
   static constexpr int kScales = kStages * (kStageBytes + 16);

@@ -143,27 +143,6 @@ struct WgmmaRegisters;
                            __VA_ARGS__)                                                \
   OSTRO_WGMMA_REGISTERS_OF(__half, N, "f16.f16", SUMS, A, B, ADD, TRANSPOSED, __VA_ARGS__)
 
-// The same of e4m3 for a [64, 32] and b [N, 32]: a's rows as above, columns 4 (t % 4) to + 3, and
-// 16 columns on.
-#define OSTRO_WGMMA_REGISTERS_8(N, SUMS, A, B, ADD, ...)                                        \
-  template <>                                                                                   \
-  struct WgmmaRegisters<__nv_fp8_e4m3, N> {                                                     \
-    static __device__ void run(float (&d)[N / 2], const std::uint32_t (&a)[4], std::uint64_t b, \
-                               bool add) {                                                      \
-      asm volatile("{ .reg .pred add; setp.ne.b32 add, " ADD                                    \
-                   ", 0;"                                                                       \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" SUMS "}, {" A   \
-                   "}, " B ", add, 1, 1; }"                                                     \
-                   : __VA_ARGS__                                                                \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)));        \
-    }                                                                                           \
-  };
-
-OSTRO_WGMMA_REGISTERS_8(
-    64,
-    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,"
-    "%22,%23,%24,%25,%26,%27,%28,%29,%30,%31",
-    "%32,%33,%34,%35", "%36", "%37", OSTRO_16(0), OSTRO_16(16))
 OSTRO_WGMMA_REGISTERS(8, "%0,%1,%2,%3", "%4,%5,%6,%7", "%8", "%9", "%10", OSTRO_4(0))
 OSTRO_WGMMA_REGISTERS(16, "%0,%1,%2,%3,%4,%5,%6,%7", "%8,%9,%10,%11", "%12", "%13", "%14",
                       OSTRO_4(0), OSTRO_4(4))
@@ -196,7 +175,6 @@ OSTRO_WGMMA_REGISTERS(
 #undef OSTRO_WGMMA_OF
 #undef OSTRO_WGMMA_CALL
 #undef OSTRO_WGMMA_REGISTERS
-#undef OSTRO_WGMMA_REGISTERS_8
 #undef OSTRO_WGMMA_REGISTERS_OF
 
 }  // namespace ostro::cuda::ptx
