@@ -102,9 +102,9 @@ __device__ inline void place_tiles(int experts, int tile, std::int32_t* start,
 
 // Numbers the slots of `choices` choices, top_k a token, by a block of kThreads threads: a warp for
 // each expert walks them twice, counting and then numbering its own by ballots. expert_at(i) is
-// the local expert of choice i, out of range where it has none; start: [experts + 1] in shared
-// memory. kUnroll: looks at so many choices together, where each is a load from memory.
-template <int kThreads, int kUnroll, class ExpertAt>
+// the local expert of choice i, out of range where it has none, read from shared memory (choices in
+// memory are walked in moe.cu); start: [experts + 1] in shared memory.
+template <int kThreads, class ExpertAt>
 __device__ inline void group_choices(int choices, int top_k, int experts, int tile,
                                      std::int32_t* start, const ExpertGroups& out,
                                      ExpertAt&& expert_at) {
@@ -113,7 +113,7 @@ __device__ inline void group_choices(int choices, int top_k, int experts, int ti
 #pragma unroll 1
   for (int e = warp; e < experts; e += kThreads / 32) {
     int count = 0;
-#pragma unroll kUnroll
+#pragma unroll 1
     for (int i = lane; i - lane < choices; i += 32)
       count += __popc(__ballot_sync(~0u, is_of(e, i)));
     if (lane == 0) start[e + 1] = count;
@@ -131,7 +131,7 @@ __device__ inline void group_choices(int choices, int top_k, int experts, int ti
 #pragma unroll 1
   for (int e = warp; e < experts; e += kThreads / 32) {
     int next = start[e];
-#pragma unroll kUnroll
+#pragma unroll 1
     for (int i = lane; i - lane < choices; i += 32) {
       const bool mine = is_of(e, i);
       const unsigned all = __ballot_sync(~0u, mine);

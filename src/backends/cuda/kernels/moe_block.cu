@@ -151,8 +151,8 @@ __global__ void __launch_bounds__(kNormThreads)
     expert_of[i] = __ldcg(route.chosen + i / route.top_k * route.chosen_stride + i % route.top_k) -
                    group.first_expert;
   __syncthreads();
-  group_choices<kNormThreads, 1>(choices, route.top_k, group.experts, group.tile, start, group.out,
-                                 [&](int i) { return expert_of[i]; });
+  group_choices<kNormThreads>(choices, route.top_k, group.experts, group.tile, start, group.out,
+                              [&](int i) { return expert_of[i]; });
 }
 
 // The weighted sum of a token's experts as a norm's addend, in combine_experts()' order. kTopK 0:
