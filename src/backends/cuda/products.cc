@@ -292,6 +292,8 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
   const bool persistent =
       tiled && !is_integer(weight_type) && persistent_takes(g.token_tile, experts, e4m3);
   const bool tma = !persistent && g.token_tile > kLargestTileWithoutTma;
+  // The copy engine takes rows that follow one another.
+  const bool in_slots = tma || (e4m3 && g.token_tile > kLargestTileWithoutTma);
   g.x_type = op.x.dtype;
   g.w_type = weight_type;
   const std::int64_t tiles = most_tiles(slots, experts, g.token_tile);
@@ -341,7 +343,7 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
   E4m3Rows h_e4m3{};
   if (e4m3) {
     h_e4m3 = e4m3_rows(hidden_e4m3_, slots, inter, ceil_div(inter, quant::kE4m3Group));
-    set_input(g.args, tma ? quantised_slots(op, groups, out) : quantised(op.x));
+    set_input(g.args, in_slots ? quantised_slots(op, groups, out) : quantised(op.x));
     set_output(g.args, h_e4m3);
   } else {
     const auto size = std::int64_t(size_of(op.x.dtype));
@@ -349,10 +351,10 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
     h = matrix(expert_hidden_.reserve<char>(slots * stride * size), op.x.dtype, slots, inter,
                Device::cuda);
     h.row_stride = stride;
-    set_input(g.args, tma ? slot_rows(op, groups, out) : op.x);
+    set_input(g.args, in_slots ? slot_rows(op, groups, out) : op.x);
     set_output(g.args, h);
   }
-  g.args.rows = tma ? nullptr : groups.token;
+  g.args.rows = in_slots ? nullptr : groups.token;
   g.args.weights = groups.gate;
   g.args.up_weights = groups.up;
   g.args.w_scale_stride = first.gate.scale.row_stride;

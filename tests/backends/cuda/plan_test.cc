@@ -49,15 +49,19 @@ TEST(ExpertTile, IsThatOfPromptsForFewExperts) {
   for (const bool e4m3 : {false, true}) {
     EXPECT_EQ(expert_tile(1, 8, e4m3), 8);
     EXPECT_EQ(expert_tile(32, 8, e4m3), 32);
-    EXPECT_EQ(expert_tile(257, 8, e4m3), kTmaTile);
+    EXPECT_EQ(expert_tile(385, 8, e4m3), kTmaTile);
     EXPECT_EQ(expert_tile(100000, kMostTmaExperts, e4m3), kTmaTile);
     EXPECT_EQ(expert_tile(100000, kMostTmaExperts + 1, e4m3), kLargestTileWithoutTma);
   }
   EXPECT_EQ(expert_tile(128, 8, false), 64);
   EXPECT_EQ(expert_tile(129, 8, false), 128);
-  EXPECT_EQ(expert_tile(256, 8, false), 128);
+  EXPECT_EQ(expert_tile(384, 8, false), 128);
   EXPECT_EQ(expert_tile(128, 8, true), 64);
   EXPECT_EQ(expert_tile(129, 8, true), kTmaTile);
+  EXPECT_EQ(expert_tile(192, 8, true), kTmaTile);
+  EXPECT_EQ(expert_tile(193, 8, true), 96);
+  EXPECT_EQ(expert_tile(256, 8, true), 96);
+  EXPECT_EQ(expert_tile(257, 8, true), kTmaTile);
   EXPECT_EQ(expert_tile(256, kMostTmaExperts + 1, false), kLargestTileWithoutTma);
 }
 
@@ -115,6 +119,8 @@ TEST(TilesToTry, AreThoseThatKernelsHaveAndMayBeFast) {
   EXPECT_EQ(tiles_to_try(int4, 64), (Tiles{8, 16, 32, 64, kIntegerTmaTile}));
   EXPECT_EQ(tiles_to_try({DType::bf16, 4096, 4096, true, 8}, 64),
             (Tiles{8, 16, 32, 64, 128, kTmaTile}));
+  EXPECT_EQ(tiles_to_try({DType::f8e4m3, 4096, 4096, true, 8}, 64),
+            (Tiles{8, 16, 32, 64, 96, kTmaTile}));
   const ops::Product e4m3{DType::f8e4m3, 4096, 4096};
   EXPECT_EQ(tiles_to_try(e4m3, 1), (Tiles{8, 16, 32, kDecodeTile}));
   EXPECT_EQ(tiles_to_try(e4m3, 128), (Tiles{8, 16, 32, 64, kDecodeTile, kTmaTile}));

@@ -248,6 +248,7 @@ TEST(Prompts, ExpertsAreThoseOfSmallSteps) {
       for (const auto& [tokens, hidden, inter] : {std::array<std::int64_t, 3>{65, 128, 128},
                                                   {130, 16, 257},
                                                   {160, 640, 1152},
+                                                  {230, 640, 1152},
                                                   {250, 1030, 392},
                                                   {321, 401, 200},
                                                   {500, 1030, 392},

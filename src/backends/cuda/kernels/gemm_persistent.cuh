@@ -1,4 +1,4 @@
-// The GEMM of experts in steps of up to 256 tokens, of e4m3, bf16 and f16: a kernel that
+// The GEMM of experts in steps of up to 256 tokens, of bf16 and f16 up to 384: a kernel that
 // gemm_persistent_*.cu instantiate.
 //
 // Roles:    weights are the rows (M) of the product, tokens its columns (N).
@@ -9,11 +9,11 @@
 // Grid:     a block for each multiprocessor, which walks the tiles of 256 weight rows (with SwiGLU:
 //           128 of gate and the up rows of the same outputs; of 64 where wider ones are too few) x
 //           kTokens tokens of one expert.
-// Pipeline: a thread copies weights (TMA), two warps copy tokens (cp.async, which gathers rows),
-//           both of the next tile too while the results of this one are stored: memory never waits
-//           for a tile to end. Two warpgroups multiply, each 64 rows of each half. Down's first
-//           weights come while gate and up end, whose kernel has the list of tiles from its
-//           predecessor.
+// Pipeline: a thread copies weights (TMA), two warps copy tokens (cp.async, which gathers rows), or
+//           of 96 tokens of e4m3 a thread their boxes (TMA; their rows were gathered before), all
+//           of the next tile too while the results of this one are stored: memory never waits for
+//           a tile to end. Two warpgroups multiply, each 64 rows of each half. Down's first weights
+//           come while gate and up end, whose kernel has the list of tiles from its predecessor.
 // Traffic:  weights once for each tile of tokens, the first that L2 gives up; tokens once for each
 //           tile of weight rows, from L2.
 // Bound by: memory.
@@ -24,6 +24,8 @@
 //           gemm_e4m3.cuh 114 us at 1 token and 328 at 8, by this kernel 102 and 317; in bf16 by
 //           gemm_wgmma.cuh 200, 620, 704 and 738 us at 1, 8, 32 and 64, by this kernel 184, 616,
 //           670 and 679; by gemm_tma.cuh 710 and 791 us at 128 and 256, by this kernel 686 and 744.
+//           In another run by gemm_tma.cuh 831 us at 384 and, of e4m3, 453 at 256, by this kernel
+//           768 and 408; with cp.async instead of boxes 456.
 #pragma once
 
 #include "backends/cuda/kernels/e4m3.cuh"
@@ -57,18 +59,23 @@ struct PersistentTile {
   static constexpr int kScales = kStages * kStageBytes;
   static constexpr int kSums = kScales + (kGroupScales ? kStages * kTokens * 4 : 0);
   // Results lie there for so many tokens at a time.
-  static constexpr int kSumTokens = kTokens < 64 ? kTokens : 64;
+  static constexpr int kSumTokens = kTokens > 64 ? kTokens / 2 : kTokens;
   static constexpr int kSumStride = kHalfRows + 4;  // lanes that share rows write other banks
   static constexpr int kBarriers = kSums + (kSwiglu ? kSumTokens * kSumStride * 4 : 0);
   static constexpr int kSharedBytes = kBarriers + kStages * 16 + 1024;
   static_assert(kSharedBytes <= 227 << 10);
-  // The halves whose products are under way together: registers have room for 64 tokens of two.
-  static constexpr int kTogether = kTokens > 64 ? 1 : kHalves;
-  // The warpgroups that multiply, and one that copies: a thread weights, two warps tokens.
+  // Many tokens of e4m3, whose products take less time, come by the copy engine, in boxes: they lie
+  // in a row.
+  static constexpr bool kBoxes = kE4m3 && kTokens > kLargestTileWithoutTma;
+  static constexpr int kBoxTokens = 32, kBoxBytes = kBoxTokens * kRowBytes;
+  static_assert(!kBoxes || kTokens % kBoxTokens == 0);
+  // The warpgroups that multiply, and one that copies: a thread weights, two warps tokens; or a
+  // thread their boxes, and a warp their scales if each stage has some.
   static constexpr int kMathThreads = 128 * kGroups, kMathWarps = kMathThreads / 32;
   static constexpr int kThreads = kMathThreads + 128;
-  static constexpr int kTokenWarps = 2, kTokenThreads = 32 * kTokenWarps;
-  static constexpr int kTokenRowStep = kTokenThreads / 8;
+  static constexpr int kTokenWarps = kBoxes ? kGroupScales : 2, kTokenThreads = 32 * kTokenWarps;
+  static constexpr int kTokenRowStep = 8;
+  static_assert(kBoxes || kTokenRowStep == kTokenThreads / 8);
   static_assert(kTokenRowStep % 8 == 0, "rows of one thread swizzle alike");
   static constexpr int kMathRegisters = kE4m3 ? 224 : 200,
                        kCopyRegisters = 504 - 2 * kMathRegisters;
@@ -144,7 +151,30 @@ __device__ void copy_weights(const GemmArgs& a, const TmaWeights& weights,
   }
 }
 
-// The two warps that copy tokens and their scales; `thread` counts from the first of them.
+// One thread, of tokens that come in boxes.
+template <class Tile>
+__device__ void copy_boxes(const GemmArgs& a, const CUtensorMap& x,
+                           const PersistentMemory<Tile>& memory, int k_tiles) {
+  PersistentWalk<Tile> walk(a);
+  StageRing<Tile::kStages> ring;
+  int row_tile;
+  TokenTile tile;
+  while (walk.take(a, row_tile, tile)) {
+    const int boxes = (tile.count + Tile::kBoxTokens - 1) / Tile::kBoxTokens;
+    for (int i = 0; i < k_tiles; ++i) {
+      const std::uint32_t to = memory.tokens(ring.stage), barrier = memory.full(ring.stage);
+      ptx::barrier_wait(memory.empty(ring.stage), ring.parity ^ 1);
+      ptx::barrier_arrive_expect(barrier, boxes * Tile::kBoxBytes);
+      for (int b = 0; b < boxes; ++b)
+        ptx::copy_box(to + b * Tile::kBoxBytes, x, i * Tile::kRowBytes,
+                      tile.first + b * Tile::kBoxTokens, barrier);
+      ring.advance();
+    }
+  }
+}
+
+// The warps that copy tokens, if they do not come in boxes, and their scales; `thread` counts from
+// the first of them.
 template <class Tile>
 class TokenCopies {
  public:
@@ -166,7 +196,7 @@ class TokenCopies {
  private:
   // The copies of so many stages go on while the next are started.
   static constexpr int kLag = Tile::kStages - 2;
-  static constexpr int kLoads = Tile::kTokens / Tile::kTokenRowStep;
+  static constexpr int kLoads = Tile::kBoxes ? 0 : Tile::kTokens / Tile::kTokenRowStep;
   static constexpr int kScales =
       Tile::kGroupScales ? ceil_div<int>(Tile::kTokens, Tile::kTokenThreads) : 0;
   static constexpr int kSize = sizeof(typename Tile::Element);
@@ -229,7 +259,7 @@ class TokenCopies {
   const int thread_, chunk_, row0_;
   StageRing<Tile::kStages> ring_, oldest_;
   int under_way_ = 0;
-  std::int32_t row_[kLoads], scale_row_[kScales > 0 ? kScales : 1];
+  std::int32_t row_[kLoads > 0 ? kLoads : 1], scale_row_[kScales > 0 ? kScales : 1];
 };
 
 // A thread of the warpgroups that multiply.
@@ -255,7 +285,7 @@ class PersistentSums {
       if constexpr (Tile::kE4m3) {
         float weight_scale[kHalves][2];
         load_weight_scales(row_tile * Tile::kOutputs, tile.expert, weight_scale);
-        float part[Tile::kTogether][kN / 2] = {};
+        Sums part = {};
         for (int i = 0; i < k_tiles; ++i) add_e4m3_stage(sum, part);
         scale_sums(tile, weight_scale, sum);
       } else {
@@ -316,38 +346,46 @@ class PersistentSums {
       }
   }
 
-  // The same of e4m3, with `part` as room for what the tensor core sums.
-  __device__ void add_e4m3_stage(Sums& sum, float (&part)[Tile::kTogether][kN / 2]) {
+  // The products of a stage's columns with a half of the weight rows.
+  __device__ void start_half(int stage, int half, float (&part)[kN / 2]) const {
+    using Product = ptx::Wgmma<typename Tile::Element, kN>;
+    const std::uint64_t weights = rows(stage, half);
+    const std::uint64_t tokens = ptx::swizzled_tile(memory_.tokens(stage));
+    ptx::wgmma_fence();
+    Product::run_first(part, weights, tokens);
+#pragma unroll
+    for (int step = 1; step < kSteps; ++step)
+      Product::run(part, weights + 2 * step, tokens + 2 * step);
+    ptx::wgmma_commit();
+  }
+
+  // They are there.
+  __device__ void add_half(int stage, float (&part)[kN / 2], float (&sum)[kN / 2]) const {
+    ptx::hold_registers(part);
+#pragma unroll
+    for (int j = 0; j < kN / 8; ++j) {
+      Pack<float, 2> scale{{1, 1}};
+      if constexpr (Tile::kGroupScales)
+        scale = load_pack<2>(memory_.scales(stage) + 8 * j + column());
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        sum[4 * j + e] = fmaf(part[4 * j + e], scale.v[e % 2], sum[4 * j + e]);
+    }
+  }
+
+  // The same of e4m3, with `part` as room for what the tensor core sums: one half is added while
+  // the other is under way.
+  __device__ void add_e4m3_stage(Sums& sum, Sums& part) {
     const int stage = ring_.stage;
     ptx::barrier_wait(memory_.full(stage), ring_.parity);
-    const std::uint64_t tokens = ptx::swizzled_tile(memory_.tokens(stage));
-#pragma unroll
-    for (int first = 0; first < kHalves; first += Tile::kTogether) {
-      ptx::wgmma_fence();
-#pragma unroll
-      for (int h = 0; h < Tile::kTogether; ++h) {
-        Product::run_first(part[h], rows(stage, first + h), tokens);
-#pragma unroll
-        for (int step = 1; step < kSteps; ++step)
-          Product::run(part[h], rows(stage, first + h) + 2 * step, tokens + 2 * step);
-      }
-      ptx::wgmma_commit();
-      ptx::wgmma_wait<0>();
-      ptx::hold_registers(part);
-#pragma unroll
-      for (int j = 0; j < kN / 8; ++j) {
-        Pack<float, 2> scale{{1, 1}};
-        if constexpr (Tile::kGroupScales)
-          scale = load_pack<2>(memory_.scales(stage) + 8 * j + column());
-#pragma unroll
-        for (int h = 0; h < Tile::kTogether; ++h)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            float& s = sum[first + h][4 * j + e];
-            s = fmaf(part[h][4 * j + e], scale.v[e % 2], s);
-          }
-      }
+    start_half(stage, 0, part[0]);
+    if constexpr (kHalves == 2) {
+      start_half(stage, 1, part[1]);
+      ptx::wgmma_wait<1>();
+      add_half(stage, part[0], sum[0]);
     }
+    ptx::wgmma_wait<0>();
+    add_half(stage, part[kHalves - 1], sum[kHalves - 1]);
     release(stage);
   }
 
@@ -423,10 +461,12 @@ class PersistentSums {
   StageRing<Tile::kStages> ring_;
 };
 
-// listed: the tiles were listed by a kernel before the predecessor, which has ended.
+// listed: the tiles were listed by a kernel before the predecessor, which has ended. x: the tokens,
+// if they come in boxes.
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     gemm_persistent_kernel(const GemmArgs a, const bool listed,
+                           const __grid_constant__ CUtensorMap x,
                            const __grid_constant__ TmaWeights weights) {
   extern __shared__ unsigned char shared_raw[];
   const std::uint32_t raw = ptx::shared_address(shared_raw), shared = (raw + 1023) & ~1023u;
@@ -435,8 +475,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);
   if (threadIdx.x == 0) {
     for (int s = 0; s < Tile::kStages; ++s) {
-      // Of weights, once for their bytes, and of each warp that copies tokens.
-      ptx::barrier_init(memory.full(s), 1 + Tile::kTokenWarps);
+      // Of weights, once for their bytes, of boxes likewise, and of each warp that copies tokens.
+      ptx::barrier_init(memory.full(s), 1 + Tile::kBoxes + Tile::kTokenWarps);
       ptx::barrier_init(memory.empty(s), Tile::kMathWarps);
     }
     ptx::barrier_init_fence();
@@ -457,6 +497,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     // Weights do not change: the first of them come while the predecessor ends.
     if (!listed) begin_kernel();
     copy_weights(a, weights, memory, k_tiles);
+  } else if (Tile::kBoxes && copy_warp == 3 && threadIdx.x % 32 == 0) {
+    begin_kernel();
+    copy_boxes(a, x, memory, k_tiles);
   }
 }
 
@@ -467,6 +510,7 @@ void start_gemm_persistent(cudaStream_t stream, const Gemm& g, const HostWeights
               Tile::kTokens);
   OSTRO_CHECK(host.weight.size() <= kMostTmaExperts, host.weight.size(), " experts");
   const GemmArgs& a = g.args;
+  OSTRO_CHECK(!Tile::kBoxes || !a.rows, "tiles of ", g.token_tile, " tokens lie in a row");
   constexpr std::int64_t kSize = sizeof(typename Tile::Element);
   const auto matrix = [&](const WeightRef& w) {
     return TmaWeights::Matrix{
@@ -477,12 +521,15 @@ void start_gemm_persistent(cudaStream_t stream, const Gemm& g, const HostWeights
     weights.weight[e] = matrix(host.weight[e]);
     if (Tile::kSwiglu) weights.up[e] = matrix(host.up[e]);
   }
+  CUtensorMap x{};
+  if constexpr (Tile::kBoxes)
+    x = swizzled_map(a.x, a.slots, a.k * kSize, a.x_stride * kSize, Tile::kBoxTokens);
   const std::int64_t row_tiles = ceil_div<std::int64_t>(a.n, Tile::kOutputs);
   launch(stream,
          {.blocks = std::min<std::int64_t>(processors, row_tiles * a.max_tiles),
           .threads = Tile::kThreads,
           .shared_bytes = Tile::kSharedBytes},
-         gemm_persistent_kernel<Tile>, a, g.listed, weights);
+         gemm_persistent_kernel<Tile>, a, g.listed, x, weights);
 }
 
 // Few rows are in use: tiles of 256 weight rows, without an activation, leave processors idle.

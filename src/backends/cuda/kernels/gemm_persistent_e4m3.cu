@@ -26,6 +26,8 @@ void gemm_persistent_e4m3(cudaStream_t stream, const Gemm& g, const HostWeights&
       return start_gemm_persistent<Plain<32, 6>>(stream, g, w, processors);
     case 64:
       return start_gemm_persistent<Plain<64, 5>>(stream, g, w, processors);
+    case 96:
+      return start_gemm_persistent<Plain<96, 5>>(stream, g, w, processors);
   }
   OSTRO_CHECK(false, "no kernel for tiles of ", g.token_tile, " tokens");
 }

@@ -21,6 +21,8 @@ void gemm_persistent_e4m3_swiglu(cudaStream_t stream, const Gemm& g, const HostW
       return start_gemm_persistent<Swiglu<32, 5>>(stream, g, w, processors);
     case 64:
       return start_gemm_persistent<Swiglu<64, 4>>(stream, g, w, processors);
+    case 96:
+      return start_gemm_persistent<Swiglu<96, 4>>(stream, g, w, processors);
   }
   OSTRO_CHECK(false, "no kernel for tiles of ", g.token_tile, " tokens");
 }

@@ -33,7 +33,7 @@ inline constexpr int kLargestTileWithoutTma = 64;
 inline constexpr int kUnalignedE4m3Tile = kLargestTileWithoutTma;
 // The experts' kernel whose blocks stay (kernels/gemm_persistent.cuh) takes tiles up to that, of
 // weights that are no integers; the copy engine loads them.
-inline constexpr int largest_persistent_tile(bool e4m3) { return e4m3 ? 64 : 128; }
+inline constexpr int largest_persistent_tile(bool e4m3) { return e4m3 ? 96 : 128; }
 inline constexpr bool persistent_takes(int token_tile, std::int64_t experts, bool e4m3) {
   return token_tile <= largest_persistent_tile(e4m3) && experts <= kMostTmaExperts;
 }

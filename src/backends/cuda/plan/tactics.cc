@@ -28,10 +28,8 @@ std::vector<int> tiles_of(const ops::Product& p) {
   std::vector<int> tiles;
   for (const int tile : kTokenTiles)
     if (tile <= kLargestTileWithoutTma) tiles.push_back(tile);
-  const int persistent = largest_persistent_tile(p.weights == DType::f8e4m3);
-  if (p.experts > 0 && p.experts <= kMostTmaExperts && !is_integer(p.weights) &&
-      persistent > tiles.back())
-    tiles.push_back(persistent);
+  if (p.experts > 0 && p.experts <= kMostTmaExperts && !is_integer(p.weights))
+    tiles.push_back(largest_persistent_tile(p.weights == DType::f8e4m3));
   if (may_decode(p)) tiles.push_back(kDecodeTile);
   if (p.experts <= kMostTmaExperts)
     tiles.push_back(is_integer(p.weights) ? kIntegerTmaTile : kTmaTile);
