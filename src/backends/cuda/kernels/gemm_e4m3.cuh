@@ -1,4 +1,5 @@
-// The e4m3 GEMM of up to 64 tokens: a kernel that gemm_e4m3*.cu instantiate; gemm_tma.cuh has more.
+// The e4m3 GEMM of up to 64 tokens: a kernel that gemm_e4m3*.cu instantiate; gemm_tma.cuh has more,
+// and gemm_persistent.cuh takes experts if they are few.
 //
 // Roles:    as in gemm_wgmma.cuh: weights are the rows (M) of the product, tokens its columns (N).
 // Numbers:  a stage holds 128 columns. Their products are summed by the tensor core, which keeps

@@ -1,5 +1,5 @@
 // The 16-bit GEMM of up to 64 tokens: a kernel that gemm_wgmma_*.cu instantiate; gemm_tma.cuh has
-// more.
+// more, and gemm_persistent.cuh takes experts if they are few.
 //
 // Roles:    weights are the rows (M) of the product and tokens its columns (N), so that one to
 //           eight tokens cost one wgmma of N = 8, and every output is summed over K in steps of 16
