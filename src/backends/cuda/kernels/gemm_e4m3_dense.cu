@@ -3,10 +3,9 @@
 //
 // Roles:    weights are the rows (M) of the product, tokens its columns (N).
 // Numbers:  bit by bit those of gemm_e4m3.cuh; x has one scale a row.
-// Grid:     a block for 32, 48 or 64 weight rows x 8 to 128 tokens, one a multiprocessor. Of
-// wgmma's
-//           64 rows the last are what shared memory happens to hold, if the tile has fewer; nobody
-//           stores them.
+// Grid:     a block for 32, 48 or 64 weight rows x 8 to 128 tokens, one a multiprocessor. If a tile
+//           has fewer rows than the 64 of wgmma, the last are what shared memory happens to hold;
+//           nobody stores them.
 // Pipeline: one thread copies boxes (TMA) of 128 columns, weights from before the predecessor has
 //           ended: up to 32 stages, at few tokens nearly all of K. Tiles of 128 tokens are
 //           multiplied in clusters of two blocks, each of which copies half of the tokens for both.
