@@ -80,8 +80,12 @@ int index_of(std::span<const RankGpus> ranks, int rank, bool share) {
   return share && gpus > 0 ? n.self % gpus : -1;
 }
 
-std::string too_few(const RankGpus& mine, std::size_t here) {
-  const std::size_t gpus = mine.gpus.size();
+std::string too_few(std::span<const RankGpus> ranks, const Neighbours& n, const RankGpus& mine) {
+  for (const int r : n.ranks)
+    if (const RankGpus& other = ranks[std::size_t(r)]; other.gpus.empty())
+      return text("rank ", r, " sees no GPU: CUDA_VISIBLE_DEVICES is \"", other.visible,
+                  "\" there; set it alike for all ranks of a host, or not at all");
+  const std::size_t here = n.ranks.size(), gpus = mine.gpus.size();
   const char* const noun = gpus == 1 ? " GPU" : " GPUs";
   if (mine.visible.empty())
     return text(here, " ranks are on this host, which has ", gpus, noun,
@@ -99,7 +103,7 @@ Place place(std::span<const RankGpus> ranks, int rank, bool share) {
   if (mine.gpus.empty()) return {};
   const Neighbours n = neighbours(ranks, rank);
   Place p{.device = index_of(ranks, rank, share)};
-  if (p.device < 0) return {.problem = too_few(mine, n.ranks.size())};
+  if (p.device < 0) return {.problem = too_few(ranks, n, mine)};
   const std::string& gpu = mine.gpus[std::size_t(p.device)];
   p.ranks = 0;
   for (const int r : n.ranks) {

@@ -65,6 +65,14 @@ TEST(Place, NamesTheVariableThatLeavesTooFew) {
             "unset it, since rank i of a host takes GPU i, or let ranks share one by --share_gpus");
 }
 
+TEST(Place, NamesTheRankThatSeesNone) {
+  const Gpus ranks{on("a", {"7"}, "0"), on("b", {}, ""), on("a", {}, "9")};
+  EXPECT_EQ(
+      place(ranks, 0, false).problem,
+      "rank 2 sees no GPU: CUDA_VISIBLE_DEVICES is \"9\" there; set it alike for all ranks of "
+      "a host, or not at all");
+}
+
 TEST(Place, RefusesTwoRanksOnOneGpuByDifferentVariables) {
   const Gpus ranks{on("a", {"1", "2"}, "0,1"), on("a", {"2", "1"}, "1,0")};
   for (int r = 0; r < 2; ++r) {
