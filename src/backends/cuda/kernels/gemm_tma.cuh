@@ -22,16 +22,17 @@
 //           for up to 256 tokens of an expert.
 // Bound by: memory up to about 240 tokens an expert, then power: 8192 tokens of e4m3 run at 1445
 //           MHz (cycles by time; NVML says 1750) and 720 W of 700. A stage of gate and up takes
-//           1115 cycles, of down 1300, and the tensor cores need 1024; a tile of gate and up has
-//           4600 more beside its 32 stages (H200).
+//           1115 cycles and the tensor cores need 1024; a tile of gate and up has 4600 more beside
+//           its 32 stages (H200).
 // Floor on an H100: weights' bytes / 3.15e12 s; 2 tokens n k / 1385e12 s (e4m3), 757e12 (bf16).
 // Measured (H100 80 GB HBM3, cuda_kernels_bench, Mixtral 8x7B's shapes; of the floor): e4m3: qkv
 //           100 us at 2048 tokens (75 %), 390 us at 8192 (76 %); all of an expert layer 628 us at
 //           512 (71 %), 1.65 ms at 2048 (63 %), 5.61 ms at 8192 (74 %). bf16: qkv 136 us at 2048,
 //           607 us at 8192 (90 %); experts 966 us at 128 (93 %), 1.14 ms at 512 (79 %), 2.74 ms at
 //           2048 (69 %), 8.88 ms at 8192 (86 %).
-//           The e4m3 figures are those of products of 64 weight rows; on an H200 those of 128
-//           take 5.38 ms, not 5.48, at 8192 tokens, and 1.51 to 1.54 ms, not 1.54 to 1.55, at 2048.
+//           The e4m3 figures are those of products of 64 weight rows; an H200 went with those of
+//           128 from 5.48 to 5.39 ms at 8192 tokens and from 1.55 to 1.52 at 2048, and then, in
+//           another run, by scales four stages ahead from 5.43 to 5.29 at 8192.
 #pragma once
 
 #include "backends/cuda/kernels/gemm_tma_store.cuh"

@@ -67,21 +67,32 @@ class E4m3Sums {
       : a_(a), m_(m), f_(f), sum_(sum) {}
 
   __device__ void add_stages(int k_tiles) {
-    if (Tile::kGroupScales && k_tiles > 0) load_scales(0);
-    for (int i = 0; i < k_tiles; ++i) add_stage(i, k_tiles);
+    if (Tile::kGroupScales) load_scales(0, k_tiles);
+    for (int first = 0; first < k_tiles; first += kQuad) {
+      if (Tile::kGroupScales) {
+        scale_[0] = next_scale_[0];
+        scale_[1] = next_scale_[1];
+        load_scales(first + kQuad, k_tiles);
+      }
+      for (int i = first; i < min(first + kQuad, k_tiles); ++i) add_stage(i);
+    }
   }
 
  private:
-  static constexpr int kRows = 128, kHalves = Tile::kRows / kRows, kSteps = 4;
+  static constexpr int kRows = 128, kHalves = Tile::kRows / kRows, kSteps = 4, kQuad = 4;
   using Product = ptx::Wgmma<__nv_fp8_e4m3, kRows>;
 
-  __device__ void load_scales(int i) {
+  // The lanes of a quad have the same two tokens: each loads their scales of one of the stages from
+  // `first` on, as many stages ahead as a quad has lanes: one alone is sooner over than the load.
+  __device__ void load_scales(int first, int k_tiles) {
+    const int i = first + f_.lane % kQuad;
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      if (f_.there[r]) next_scale_[r] = a_.x_scale[i * a_.x_scale_stride + f_.slot + 8 * r];
+      if (i < k_tiles && f_.there[r])
+        next_scale_[r] = a_.x_scale[i * a_.x_scale_stride + f_.slot + 8 * r];
   }
 
-  __device__ void multiply(int stage, int half) {
+  __device__ void start(int stage, int half) {
     const std::uint64_t tokens = ptx::swizzled_tile(m_.stages.tokens(stage, m_.group));
     const std::uint64_t rows =
         ptx::swizzled_tile(m_.stages.weights(stage) + half * kRows * Tile::kRowBytes);
@@ -91,18 +102,20 @@ class E4m3Sums {
     for (int step = 1; step < kSteps; ++step)
       Product::run(part_, tokens + 2 * step, rows + 2 * step);
     ptx::wgmma_commit();
-    ptx::wgmma_wait<0>();
-    ptx::hold_registers(part_);
   }
 
-  __device__ void add_stage(int i, int k_tiles) {
-    const float scale[2] = {next_scale_[0], next_scale_[1]};
-    if (Tile::kGroupScales && i + 1 < k_tiles) load_scales(i + 1);
+  __device__ void add_stage(int i) {
+    float scale[2] = {1, 1};
     const int stage = m_.ring.stage;
     m_.wait();
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
-      multiply(stage, half);
+      start(stage, half);
+      if (Tile::kGroupScales && half == 0)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) scale[r] = __shfl_sync(~0u, scale_[r], i % kQuad, kQuad);
+      ptx::wgmma_wait<0>();
+      ptx::hold_registers(part_);
       if (half == kHalves - 1) m_.release(stage);
 #pragma unroll
       for (int e = 0; e < kRows / 2; ++e) {
@@ -117,7 +130,7 @@ class E4m3Sums {
   MathWarp<Tile>& m_;
   const Fragment& f_;
   float (&sum_)[128];
-  float next_scale_[2] = {1, 1};
+  float scale_[2] = {1, 1}, next_scale_[2] = {1, 1};
   float part_[kRows / 2] = {};
 };
 
