@@ -13,9 +13,11 @@
 // Traffic:  weights once for each tile of tokens; tokens once for each cluster, from L2.
 // Bound by: memory, and the latency of a launch.
 // Floor on an H100: n k bytes / 3.15e12 s.
-// Measured (H200, cuda_kernels_bench f8e4m3, with the rounding of x, one run; before, by
-//           gemm_e4m3.cuh): qkv of Mixtral 8x7B 11.9 us at 1 token (12.1), 12.1 at 32 (14.7), 13.0
-//           at 64 (16.4), 15.7 at 128 (22.9); o 10.1 (11.4), 11.7 (12.2), 12.1 (13.6), 14.3 (17.9).
+// Measured (H100 80 GB HBM3, cuda_kernels_bench f8e4m3, with the rounding of x; of the floor): qkv
+//           of Mixtral 8x7B 13.5 us at 1 token (59 %), 13.3 at 32 (62 %), 14.8 at 64 (57 %), 18.1
+//           at 128 (49 %); o 11.2 (48 %), 12.2, 12.2, 15.9 (40 %). On an H200, in one run, by
+//           gemm_e4m3.cuh 12.1, 14.7, 16.4, 22.9 us and 11.4, 12.2, 13.6, 17.9, by this kernel
+//           11.9, 12.1, 13.0, 15.7 and 10.1, 11.7, 12.1, 14.3.
 #include "backends/cuda/kernels/gemm_tma_tile.cuh"
 #include "backends/cuda/kernels/tensor_map.h"
 #include "backends/cuda/launch.h"

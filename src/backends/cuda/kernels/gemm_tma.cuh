@@ -26,13 +26,10 @@
 //           its 32 stages (H200).
 // Floor on an H100: weights' bytes / 3.15e12 s; 2 tokens n k / 1385e12 s (e4m3), 757e12 (bf16).
 // Measured (H100 80 GB HBM3, cuda_kernels_bench, Mixtral 8x7B's shapes; of the floor): e4m3: qkv
-//           100 us at 2048 tokens (75 %), 390 us at 8192 (76 %); all of an expert layer 628 us at
-//           512 (71 %), 1.65 ms at 2048 (63 %), 5.61 ms at 8192 (74 %). bf16: qkv 136 us at 2048,
-//           607 us at 8192 (90 %); experts 966 us at 128 (93 %), 1.14 ms at 512 (79 %), 2.74 ms at
-//           2048 (69 %), 8.88 ms at 8192 (86 %).
-//           The e4m3 figures are those of products of 64 weight rows; an H200 went with those of
-//           128 from 5.48 to 5.39 ms at 8192 tokens and from 1.55 to 1.52 at 2048, and then, in
-//           another run, by scales four stages ahead from 5.43 to 5.29 at 8192.
+//           90.7 us at 2048 tokens (82 %), 378 us at 8192 (79 %); all of an expert layer 597 us at
+//           512 (75 %), 1.53 ms at 2048 (68 %), 5.18 ms at 8192 (81 %). bf16: qkv 134 us at 2048,
+//           587 us at 8192 (93 %); experts 1.11 ms at 512 (80 %), 2.57 ms at 2048 (74 %), 8.59 ms
+//           at 8192 (89 %).
 #pragma once
 
 #include "backends/cuda/kernels/gemm_tma_store.cuh"
