@@ -504,19 +504,9 @@ void start_gemm_persistent(cudaStream_t stream, const Gemm& g, const HostWeights
                            int processors) {
   OSTRO_CHECK(g.token_tile == Tile::kTokens, "tiles of ", g.token_tile, " tokens, not ",
               Tile::kTokens);
-  OSTRO_CHECK(host.weight.size() <= kMostTmaExperts, host.weight.size(), " experts");
   const GemmArgs& a = g.args;
   OSTRO_CHECK(!Tile::kBoxes || !a.rows, "tiles of ", g.token_tile, " tokens lie in a row");
   constexpr std::int64_t kSize = sizeof(typename Tile::Element);
-  const auto matrix = [&](const WeightRef& w) {
-    return TmaWeights::Matrix{
-        swizzled_map(w.data, a.n, a.k * kSize, w.stride * kSize, Tile::kHalfRows), w.scale};
-  };
-  TmaWeights weights{};
-  for (std::size_t e = 0; e < host.weight.size(); ++e) {
-    weights.weight[e] = matrix(host.weight[e]);
-    if (Tile::kSwiglu) weights.up[e] = matrix(host.up[e]);
-  }
   CUtensorMap x{};
   if constexpr (Tile::kBoxes)
     x = swizzled_map(a.x, a.slots, a.k * kSize, a.x_stride * kSize, Tile::kBoxTokens);
@@ -525,7 +515,7 @@ void start_gemm_persistent(cudaStream_t stream, const Gemm& g, const HostWeights
          {.blocks = std::min<std::int64_t>(processors, row_tiles * a.max_tiles),
           .threads = Tile::kThreads,
           .shared_bytes = Tile::kSharedBytes},
-         gemm_persistent_kernel<Tile>, a, g.listed, x, weights);
+         gemm_persistent_kernel<Tile>, a, g.listed, x, tma_weights<Tile>(a, host));
 }
 
 // Few rows are in use: tiles of 256 weight rows, without an activation, leave processors idle.

@@ -142,18 +142,8 @@ template <class Tile>
 void start_gemm_tma(cudaStream_t stream, const Gemm& g, const HostWeights& host, int processors) {
   OSTRO_CHECK(g.token_tile == Tile::kTokens && !g.args.rows, "tiles of ", g.token_tile,
               " tokens, not ", Tile::kTokens);
-  OSTRO_CHECK(host.weight.size() <= kMostTmaExperts, host.weight.size(), " experts");
   const GemmArgs& a = g.args;
   constexpr std::int64_t kSize = sizeof(typename Tile::Element);
-  const auto matrix = [&](const WeightRef& w) {
-    return TmaWeights::Matrix{
-        swizzled_map(w.data, a.n, a.k * kSize, w.stride * kSize, Tile::kHalfRows), w.scale};
-  };
-  TmaWeights weights{};
-  for (std::size_t e = 0; e < host.weight.size(); ++e) {
-    weights.weight[e] = matrix(host.weight[e]);
-    if (Tile::kSwiglu) weights.up[e] = matrix(host.up[e]);
-  }
   const std::int64_t row_tiles = ceil_div<std::int64_t>(a.n, Tile::kOutputs);
   const std::int64_t clusters =
       std::min<std::int64_t>(processors / Tile::kCluster, row_tiles * a.max_tiles);
@@ -163,7 +153,8 @@ void start_gemm_tma(cudaStream_t stream, const Gemm& g, const HostWeights& host,
           .shared_bytes = Tile::kSharedBytes,
           .cluster = Tile::kCluster},
          gemm_tma_kernel<Tile>, a,
-         swizzled_map(a.x, a.slots, a.k * kSize, a.x_stride * kSize, Tile::kPartTokens), weights);
+         swizzled_map(a.x, a.slots, a.k * kSize, a.x_stride * kSize, Tile::kPartTokens),
+         tma_weights<Tile>(a, host));
 }
 
 }  // namespace ostro::cuda

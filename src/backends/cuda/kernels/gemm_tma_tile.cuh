@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backends/cuda/kernels/gemm.cuh"
+#include "backends/cuda/kernels/tensor_map.h"
 #include "backends/cuda/ptx/cp_async.cuh"
 #include "backends/cuda/ptx/mbarrier.cuh"
 #include "backends/cuda/ptx/tma.cuh"
@@ -51,7 +52,9 @@ struct TmaTile {
   // The multiplying warpgroups, and one of which a thread copies.
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kMathRegisters = 240, kCopyRegisters = 24;
-  static_assert(128 * (kGroups * kMathRegisters + kCopyRegisters) <= 65536);
+  // A block owns what its threads have at the launch: asked for more, setmaxnreg waits for ever.
+  static_assert(128 * (kGroups * kMathRegisters + kCopyRegisters) <=
+                kThreads * (65536 / kThreads / 8 * 8));
 
   // Where a part begins in the tile: few tokens are shared out to both blocks first, since a
   // warpgroup multiplies by all weight rows.
@@ -70,6 +73,24 @@ struct TmaWeights {
   Matrix weight[kMostTmaExperts], up[kMostTmaExperts];
 };
 static_assert(sizeof(TmaWeights) < 16000);
+
+// Those of a product, in boxes of Tile::kHalfRows rows. Throws InternalError beyond
+// kMostTmaExperts.
+template <class Tile>
+TmaWeights tma_weights(const GemmArgs& a, const HostWeights& host) {
+  OSTRO_CHECK(host.weight.size() <= kMostTmaExperts, host.weight.size(), " experts");
+  constexpr std::int64_t kSize = sizeof(typename Tile::Element);
+  const auto matrix = [&](const WeightRef& w) {
+    return TmaWeights::Matrix{
+        swizzled_map(w.data, a.n, a.k * kSize, w.stride * kSize, Tile::kHalfRows), w.scale};
+  };
+  TmaWeights weights{};
+  for (std::size_t e = 0; e < host.weight.size(); ++e) {
+    weights.weight[e] = matrix(host.weight[e]);
+    if (Tile::kSwiglu) weights.up[e] = matrix(host.up[e]);
+  }
+  return weights;
+}
 
 // The stage that comes next, and the parity of its barriers' phase.
 template <int kStages>

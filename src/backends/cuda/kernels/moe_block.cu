@@ -29,20 +29,6 @@ constexpr int kRoutePack = 8;       // as route.cu's
 constexpr int kRouterKept = 16;     // packs of a lane: 4096 columns in 64 registers
 constexpr int kMostGrouped = 1024;  // choices that the last block numbers
 
-template <class T>
-struct RouteArgs {
-  const T* router;
-  std::int64_t router_stride;
-  std::int32_t* chosen;
-  std::int64_t chosen_stride;
-  float* weights;
-  std::int64_t weights_stride;
-  unsigned* counts;
-  const std::int32_t* live;
-  int experts, top_k;
-  bool renormalize;
-};
-
 struct GroupArgs {
   WeightTable<kFewExperts, true> table;
   ExpertGroups out;
@@ -263,22 +249,11 @@ void norm_route(cudaStream_t stream, const ops::MoeBlock& op, const E4m3Rows* ro
                         .tile = token_tile,
                         .here = tokens * r.experts.cols <= kMostGrouped};
   visit_type(op, [&]<class T, int kSteps>() {
-    const RouteArgs<T> route{.router = static_cast<const T*>(r.router.data.data),
-                             .router_stride = r.router.data.row_stride,
-                             .chosen = static_cast<std::int32_t*>(r.experts.data),
-                             .chosen_stride = r.experts.row_stride,
-                             .weights = static_cast<float*>(r.weights.data),
-                             .weights_stride = r.weights.row_stride,
-                             .counts = static_cast<unsigned*>(r.counts.data),
-                             .live = static_cast<const std::int32_t*>(r.live.data),
-                             .experts = int(r.router.n()),
-                             .top_k = int(r.experts.cols),
-                             .renormalize = r.renormalize};
     launch(
         stream, {.blocks = tokens, .threads = kNormThreads},
         rounded ? norm_route_kernel<T, kSteps, true> : norm_route_kernel<T, kSteps, false>,
         AddedRows{.x = static_cast<const float*>(op.norm.x.data), .stride = op.norm.x.row_stride},
-        norm_args<T, T>(op.norm, rounded), route, group);
+        norm_args<T, T>(op.norm, rounded), route_args<T>(r), group);
   });
   if (!group.here) group_by_expert(stream, op.mlp, token_tile, groups);
 }

@@ -35,25 +35,10 @@ constexpr int most_blocks(int steps) { return steps <= kFewSteps ? 3 : 2; }  // 
 constexpr std::int64_t kProcessorShared = 226 << 10, kMostShared = 200 << 10;
 constexpr std::int64_t kOwnShared = 2 << 10;  // of a block, beside the router and a row
 
-template <class T>
-struct PromptRoute {
-  const T* router;
-  std::int64_t router_stride;
-  std::int32_t* chosen;
-  std::int64_t chosen_stride;
-  float* weights;
-  std::int64_t weights_stride;
-  unsigned* counts;
-  const std::int32_t* live;
-  std::int64_t tokens;
-  int experts, top_k;
-  bool renormalize;
-};
-
 template <class T, int kSteps, bool kRound>
 __global__ void __launch_bounds__(kNormThreads, most_blocks(kSteps))
     norm_route_prompts_kernel(const AddedRows added, const NormArgs<T, T> norm,
-                              const PromptRoute<T> route) {
+                              const RouteArgs<T> route) {
   using Row = NormRow<T, kNormPack, kSteps>;
   extern __shared__ __align__(16) unsigned char shared_raw[];
   T* const router = reinterpret_cast<T*>(shared_raw);
@@ -135,19 +120,7 @@ void norm_route_prompts(cudaStream_t stream, const ops::MoeBlock& op, const E4m3
         rounded ? norm_route_prompts_kernel<T, kSteps, true>
                 : norm_route_prompts_kernel<T, kSteps, false>,
         AddedRows{.x = static_cast<const float*>(op.norm.x.data), .stride = op.norm.x.row_stride},
-        norm,
-        PromptRoute<T>{.router = static_cast<const T*>(r.router.data.data),
-                       .router_stride = r.router.data.row_stride,
-                       .chosen = static_cast<std::int32_t*>(r.experts.data),
-                       .chosen_stride = r.experts.row_stride,
-                       .weights = static_cast<float*>(r.weights.data),
-                       .weights_stride = r.weights.row_stride,
-                       .counts = static_cast<unsigned*>(r.counts.data),
-                       .live = static_cast<const std::int32_t*>(r.live.data),
-                       .tokens = r.x.rows,
-                       .experts = int(r.router.n()),
-                       .top_k = int(r.experts.cols),
-                       .renormalize = r.renormalize});
+        norm, route_args<T>(r));
   };
   visit_dtype<f16, bf16>(op.norm.y.dtype, "MoeBlock of prompts on CUDA", [&]<class X>() {
     op.norm.y.cols <= kFewSteps* kNormThreads* kNormPack

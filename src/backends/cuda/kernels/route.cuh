@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backends/cuda/kernels/element.cuh"
+#include "ops/moe.h"
 
 namespace ostro::cuda {
 
@@ -17,6 +18,38 @@ struct RouteShared {
     taken[expert] = false;
   }
 };
+
+// The router and the outputs of ops::Route.
+template <class T>
+struct RouteArgs {
+  const T* router;
+  std::int64_t router_stride;
+  std::int32_t* chosen;
+  std::int64_t chosen_stride;
+  float* weights;
+  std::int64_t weights_stride;
+  unsigned* counts;
+  const std::int32_t* live;
+  std::int64_t tokens;
+  int experts, top_k;
+  bool renormalize;
+};
+
+template <class T>
+RouteArgs<T> route_args(const ops::Route& op) {
+  return {.router = static_cast<const T*>(op.router.data.data),
+          .router_stride = op.router.data.row_stride,
+          .chosen = static_cast<std::int32_t*>(op.experts.data),
+          .chosen_stride = op.experts.row_stride,
+          .weights = static_cast<float*>(op.weights.data),
+          .weights_stride = op.weights.row_stride,
+          .counts = static_cast<unsigned*>(op.counts.data),
+          .live = static_cast<const std::int32_t*>(op.live.data),
+          .tokens = op.x.rows,
+          .experts = int(op.router.n()),
+          .top_k = int(op.experts.cols),
+          .renormalize = op.renormalize};
+}
 
 // What a token's row of the outputs holds; null counts: nothing is counted.
 struct RouteRow {
