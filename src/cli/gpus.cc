@@ -80,11 +80,13 @@ int index_of(std::span<const RankGpus> ranks, int rank, bool share) {
   return share && gpus > 0 ? n.self % gpus : -1;
 }
 
+// Behind the value of CUDA_VISIBLE_DEVICES.
+constexpr char kSetAlike[] = "\" there; set it alike for all ranks of a host, or not at all";
+
 std::string too_few(std::span<const RankGpus> ranks, const Neighbours& n, const RankGpus& mine) {
   for (const int r : n.ranks)
     if (const RankGpus& other = ranks[std::size_t(r)]; other.gpus.empty())
-      return text("rank ", r, " sees no GPU: CUDA_VISIBLE_DEVICES is \"", other.visible,
-                  "\" there; set it alike for all ranks of a host, or not at all");
+      return text("rank ", r, " sees no GPU: CUDA_VISIBLE_DEVICES is \"", other.visible, kSetAlike);
   const std::size_t here = n.ranks.size(), gpus = mine.gpus.size();
   const char* const noun = gpus == 1 ? " GPU" : " GPUs";
   if (mine.visible.empty())
@@ -116,8 +118,7 @@ Place place(std::span<const RankGpus> ranks, int rank, bool share) {
                 text("ranks ", std::min(r, rank), " and ", std::max(r, rank),
                      " would take the same GPU of ", mine.host, ": CUDA_VISIBLE_DEVICES is \"",
                      ranks[std::size_t(std::min(r, rank))].visible, "\" and \"",
-                     ranks[std::size_t(std::max(r, rank))].visible,
-                     "\" there; set it alike for all ranks of a host, or not at all")};
+                     ranks[std::size_t(std::max(r, rank))].visible, kSetAlike)};
   }
   return p;
 }

@@ -45,6 +45,8 @@ class CudaBackend final : public ops::Backend {
   std::string description() const override;
   std::size_t free_memory_bytes() const override;
 
+  // Device memory that the workspaces of its kernels hold now: what plan::kernel_scratch_bytes()
+  // bounds.
   std::size_t scratch_bytes() const;
   Queue queue() const { return {device_, stream_}; }
   void while_waiting(std::function<void(double)> turn) { while_waiting_ = std::move(turn); }
