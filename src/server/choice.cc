@@ -11,7 +11,7 @@ Choice::Choice(const txt::Tokenizer& tokenizer, std::span<const TokenId> context
                std::vector<std::string> stops, const std::optional<ToolUse>& tools)
     : detokenizer_(tokenizer, context), stops_(std::move(stops)) {
   if (!tools) return;
-  calls_ = read_tool_calls(*tools);
+  calls_.emplace(*tools);
   call_token_ = tokenizer.special_id(txt::kToolCalls);
   if (call_token_ && !tokenizer.is_special(*call_token_)) call_token_ = std::nullopt;
 }
@@ -63,6 +63,7 @@ void Choice::end_text(FinishReason finish, Piece& piece) {
 // What is said of tools becomes calls.
 void Choice::read_calls(Piece& piece) {
   ToolCallReader::Said said = calls_->push(piece.text);
+  if (calls_->ended()) finish_reason_ = "stop";
   if (ended()) {
     ToolCallReader::Said rest = calls_->finish();
     said.content += rest.content;

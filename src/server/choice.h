@@ -5,7 +5,6 @@
 #pragma once
 
 #include <deque>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -44,7 +43,7 @@ class Choice {
   Piece push(const Response&);
 
   // "stop", "tool_calls", "length" or "dead_end" once the sequence has ended, by itself or by a
-  // stop string; "" before, and when it was broken off.
+  // stop string or its calls; "" before, and when it was broken off.
   std::string_view finish_reason() const { return finish_reason_; }
   bool ended() const { return !finish_reason_.empty(); }
   std::int64_t tokens() const { return tokens_; }
@@ -62,8 +61,8 @@ class Choice {
 
   txt::IncrementalDetokenizer detokenizer_;
   txt::StopStrings stops_;
-  std::unique_ptr<ToolCallReader> calls_;  // null: there are no tools
-  std::optional<TokenId> call_token_;      // that means kToolCalls and has no text
+  std::optional<ToolCallReader> calls_;  // none: there are no tools
+  std::optional<TokenId> call_token_;    // that means kToolCalls and has no text
   std::deque<Held> held_;
   std::size_t made_bytes_ = 0;      // by the detokenizer
   std::size_t released_bytes_ = 0;  // to the client

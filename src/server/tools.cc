@@ -119,8 +119,8 @@ void check_tool_name(const std::string& name, const std::string& param) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
            c == '-';
   });
-  if (!fits || name.empty() || name.size() > 64)
-    refuse_value(param, "1 to 64 of a-z, A-Z, 0-9, _ and -", name);
+  if (!fits || name.empty() || name.size() > kLongestToolName)
+    refuse_value(param, text("1 to ", kLongestToolName, " of a-z, A-Z, 0-9, _ and -"), name);
 }
 
 std::optional<ToolUse> read_tools(Fields& fields, std::string_view body) {

@@ -14,7 +14,8 @@ namespace ostro::server {
 
 inline constexpr std::size_t kMostTools = 128;
 inline constexpr std::size_t kMostToolBytes = 64 << 10;  // of the field as compact JSON
-inline constexpr std::int64_t kMostForcedCalls = 16;     // of one answer
+inline constexpr std::size_t kLongestToolName = 64;
+inline constexpr std::int64_t kMostForcedCalls = 16;  // of one answer
 
 struct Tool {
   std::string name;

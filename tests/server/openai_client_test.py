@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 
+import scripted
 import serving
 from serving import PROMPT, ostro
 
@@ -114,6 +115,27 @@ class Client(serving.Case):
         self.assertEqual(final.finish_reason, "tool_calls")
         self.assertEqual([(c.function.name, c.function.arguments) for c in final.message.tool_calls],
                          [(c.function.name, c.function.arguments) for c in whole.message.tool_calls])
+
+    def test_a_call_that_the_model_makes_by_itself(self):
+        arguments = '{"breed": "poodle", "age": 3}'
+        script = '[TOOL_CALLS] [{"name": "find_dog", "arguments": %s}]' % arguments
+        model = scripted.write(self.path("model"), {"<find>": script})
+        server = serving.Server(ostro.build(self.path("engine"), model), tokenizer_dir=model)
+        self.addCleanup(server.kill)
+        with openai.OpenAI(base_url="http://127.0.0.1:%d/v1" % server.port, api_key="-",
+                           max_retries=0, timeout=60) as client:
+            fields = {"model": "engine", "tools": TOOLS,
+                      "messages": [{"role": "user", "content": "<find>"}]}
+            whole = client.chat.completions.create(**fields).choices[0]
+            with client.chat.completions.stream(**fields) as stream:
+                kinds = [event.type for event in stream]
+                streamed = stream.get_final_completion().choices[0]
+        for choice in whole, streamed:
+            (call,) = choice.message.tool_calls
+            self.assertEqual((call.function.name, call.function.arguments, choice.finish_reason),
+                             ("find_dog", arguments, "tool_calls"))
+        self.assertGreater(kinds.count("tool_calls.function.arguments.delta"), 10)
+        self.assertEqual(kinds.count("tool_calls.function.arguments.done"), 1)
 
     def test_beams(self):
         extra = {"use_beam_search": True, "best_of": 4, "early_stopping": True}

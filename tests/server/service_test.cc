@@ -114,43 +114,115 @@ TEST_F(ServiceTest, AChatStreamHasItsRoleFirstAndUsageLast) {
 const json kToolFields = json::parse(R"({"tools": [{"type": "function", "function": {"name": "f",
     "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}}]})");
 
-TEST_F(ServiceTest, ACallThatTheModelMakesByItself) {
-  json body = {{"messages", {{{"role", "user"}, {"content", "Hi"}}}}};
-  body.update(kToolFields);
-  for (const bool stream : {false, true}) {
-    body["stream"] = stream;
-    const auto reply = request("/v1/chat/completions", body);
+struct CallTest : ServiceTest {
+  // The answer to a chat with the tool, of a model that says this and ends so, or not at all.
+  std::shared_ptr<FakeReply> answer(const std::string& says, const json& fields,
+                                    FinishReason finish) {
+    json body = {{"messages", {{{"role", "user"}, {"content", "Hi"}}}}, {"logprobs", true}};
+    body.update(kToolFields);
+    body.update(fields);
+    auto reply = request("/v1/chat/completions", body);
     const auto id = RequestId(generator.requests.size());
     EXPECT_FALSE(generator.requests.back().guide);
     EXPECT_NE(tokenizer().decode(generator.requests.back().prompt).find("[AVAILABLE_TOOLS] [{"),
               std::string::npos);
-    for (TokenId t : ids(R"(Let me see.[TOOL_CALLS] [{"name": "f", "arguments": {"x": 3}}])"))
-      respond(id, {t});
-    respond(id, {2}, FinishReason::end_id);
-    ASSERT_TRUE(reply->ended);
-    json call, content = "";
-    if (stream) {
-      const std::vector<json> events = reply->events();
-      EXPECT_EQ(events.at(events.size() - 2)["choices"][0]["finish_reason"], "tool_calls");
-      for (const json& e : events) {
-        if (!e.is_object()) continue;
-        const json& delta = e["choices"][0]["delta"];
-        if (delta.contains("tool_calls")) call = delta["tool_calls"].at(0);
-        content = content.get<std::string>() + delta.value("content", "");
-      }
-      EXPECT_EQ(call["index"], 0);
-      call.erase("index");
-    } else {
-      EXPECT_EQ(reply->choice()["finish_reason"], "tool_calls");
-      call = reply->choice()["message"]["tool_calls"].at(0);
-      content = reply->choice()["message"]["content"];
-    }
-    EXPECT_EQ(content, "Let me see.");
-    EXPECT_EQ(call["id"].get<std::string>().size(), 9u);
-    call.erase("id");
-    EXPECT_EQ(call, json::parse(R"({"type": "function",
-                                    "function": {"name": "f", "arguments": "{\"x\":3}"}})"));
+    for (TokenId t : ids(says)) respond(id, {t});
+    if (finish != FinishReason::none) respond(id, {2}, finish);
+    EXPECT_TRUE(reply->ended);
+    return reply;
   }
+
+  // "content|f{...}+f{...}|finish_reason", the same of a stream and of a whole answer.
+  std::string answers(const std::string& says, json fields = json::object(),
+                      FinishReason finish = FinishReason::end_id) {
+    const json whole = answer(says, fields, finish)->choice();
+    std::string content, calls;
+    if (whole["message"]["content"].is_string()) content = whole["message"]["content"];
+    for (const json& call : whole["message"].value("tool_calls", json::array())) add(call, calls);
+    const std::string all = content + '|' + calls + '|' + std::string(whole["finish_reason"]);
+
+    content.clear(), calls.clear();
+    fields["stream"] = true;
+    std::size_t index = 0, tokens = 0;
+    json last;
+    for (const json& event : answer(says, fields, finish)->events()) {
+      if (!event.is_object()) continue;
+      last = event["choices"][0];
+      content += last["delta"].value("content", "");
+      for (const json& call : last["delta"].value("tool_calls", json::array())) {
+        if (call.contains("id")) index = call["index"];
+        EXPECT_EQ(call["index"], index);
+        add(call, calls);
+      }
+      if (last["logprobs"].is_object()) tokens += last["logprobs"]["content"].size();
+    }
+    EXPECT_EQ(content + '|' + calls + '|' + std::string(last["finish_reason"]), all);
+    EXPECT_EQ(tokens, whole["logprobs"]["content"].size());
+    return all;
+  }
+  static void add(const json& call, std::string& calls) {
+    if (call.contains("id")) {
+      EXPECT_EQ(call["id"].get<std::string>().size(), 9u);
+      EXPECT_EQ(call["type"], "function");
+      calls += (calls.empty() ? "" : "+") + std::string(call["function"]["name"]);
+    }
+    calls += call["function"]["arguments"];
+  }
+};
+
+const std::string kSaysCall = R"(Let me see.[TOOL_CALLS] [{"name": "f", "arguments": {"x": 3}})";
+
+TEST_F(CallTest, CallsThatTheModelMakesByItself) {
+  EXPECT_EQ(answers(kSaysCall + "]"), R"(Let me see.|f{"x": 3}|tool_calls)");
+  EXPECT_EQ(answers(kSaysCall + R"(, {"arguments": {}, "name": "f"}])"),
+            R"(Let me see.|f{"x": 3}+f{}|tool_calls)");
+  EXPECT_EQ(answers("[TOOL_CALLS]g{}"), "[TOOL_CALLS]g{}||stop");
+}
+
+TEST_F(CallTest, ACallIsStreamedWhileItIsWritten) {
+  const auto reply = answer(kSaysCall + "]", {{"stream", true}}, FinishReason::end_id);
+  std::vector<json> deltas;
+  for (const json& event : reply->events())
+    if (event.is_object() && event["choices"][0]["delta"].contains("tool_calls"))
+      deltas.push_back(event["choices"][0]["delta"]["tool_calls"].at(0));
+  ASSERT_GT(deltas.size(), 3u);
+  EXPECT_EQ(deltas[0]["function"]["name"], "f");
+  EXPECT_EQ(deltas[0]["function"]["arguments"], "{");
+  EXPECT_EQ(deltas[1].dump(), R"({"function":{"arguments":"\""},"index":0})");
+}
+
+TEST_F(CallTest, CallsThatAreCutOff) {
+  EXPECT_EQ(answers(R"([TOOL_CALLS][{"name": "f", "arguments": {"x")", json::object(),
+                    FinishReason::length),
+            R"(|f{"x"|length)");
+  EXPECT_EQ(answers(R"([TOOL_CALLS][{"name": "f")", json::object(), FinishReason::length),
+            R"([TOOL_CALLS][{"name": "f"||length)");
+  EXPECT_EQ(answers(kSaysCall + "]", {{"stop", "3}"}}), R"(Let me see.|f{"x": |stop)");
+  EXPECT_EQ(answers(kSaysCall + "] So.", {{"stop", " So"}}), R"(Let me see.|f{"x": 3}|tool_calls)");
+}
+
+TEST_F(CallTest, CallsEndAnAnswerThatGoesOnOtherwise) {
+  const FinishReason none = FinishReason::none;  // the model would go on
+  EXPECT_EQ(answers(kSaysCall + "] It is three, I think", json::object(), none),
+            R"(Let me see.|f{"x": 3}|stop)");
+  const std::string two = R"([TOOL_CALLS]f{"x": 3}[TOOL_CALLS]f{})";
+  EXPECT_EQ(answers(two), R"(|f{"x": 3}+f{}|tool_calls)");
+  EXPECT_EQ(answers(two, {{"parallel_tool_calls", false}}, none), R"(|f{"x": 3}|tool_calls)");
+}
+
+TEST_F(CallTest, EachSequenceMakesItsOwnCalls) {
+  json body = {{"messages", {{{"role", "user"}, {"content", "Hi"}}}}, {"n", 2}};
+  body.update(kToolFields);
+  const auto reply = request("/v1/chat/completions", body);
+  for (TokenId t : ids("[TOOL_CALLS]f{} and")) {
+    respond(1, {t}, FinishReason::none, 0);
+    respond(1, ids("Hm."), FinishReason::none, 1);
+  }
+  EXPECT_TRUE(generator.ended_sequences.contains({1, 0}));
+  respond(1, {2}, FinishReason::end_id, 1);
+  EXPECT_EQ(reply->choice(0)["message"]["tool_calls"].size(), 1u);
+  EXPECT_EQ(reply->choice(0)["finish_reason"], "stop");
+  EXPECT_EQ(reply->choice(1)["message"]["content"].get<std::string>().substr(0, 3), "Hm.");
 }
 
 TEST_F(ServiceTest, AForcedCallIsGuidedAndItsPromptHasTheMarker) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include "server/api_error.h"
 
@@ -30,97 +31,212 @@ std::string body(const std::string& tools, const std::string& more = "") {
 }
 ToolUse use(const std::string& more = "") { return *read(body(kTools, more)); }
 
-// "weather{...}+now{...}", after the content.
-std::string told(const ToolUse& use, const std::string& answer, std::size_t piece_bytes,
-                 bool* whole = nullptr) {
-  const auto reader = read_tool_calls(use);
+struct Told {
+  std::string text;  // "content|weather{...}+now{...}"
+  bool ended = false, whole = false;
+  bool operator==(const Told&) const = default;
+};
+void PrintTo(const Told& told, std::ostream* out) {
+  *out << told.text << (told.ended ? " ended" : "") << (told.whole ? " whole" : "");
+}
+
+Told told(const ToolUse& use, const std::vector<std::string_view>& pieces) {
+  ToolCallReader reader(use);
   ToolCallReader::Said all;
   const auto take = [&](ToolCallReader::Said said) {
     all.content += said.content;
     for (ToolCallDelta& d : said.calls) all.calls.push_back(std::move(d));
   };
-  for (std::size_t i = 0; i < answer.size(); i += piece_bytes)
-    take(reader->push(answer.substr(i, piece_bytes)));
-  take(reader->finish());
-  if (whole) *whole = reader->only_whole_calls();
-  std::string text = all.content + '|';
+  for (const std::string_view piece : pieces) take(reader.push(piece));
+  take(reader.finish());
+  Told told{.text = all.content + '|', .ended = reader.ended(), .whole = reader.only_whole_calls()};
   std::size_t calls = 0;
   for (const ToolCallDelta& d : all.calls) {
     if (d.index == calls) {
-      text += (calls++ ? "+" : "") + d.name;
+      told.text += (calls++ ? "+" : "") + d.name;
       EXPECT_EQ(d.id.size(), 9u);
       for (const char c : d.id) EXPECT_TRUE(std::isalnum(static_cast<unsigned char>(c))) << d.id;
     } else {
       EXPECT_EQ(d.index + 1, calls);
       EXPECT_EQ(d.name + d.id, "");
     }
-    text += d.arguments;
+    EXPECT_NE(d.arguments, "");
+    told.text += d.arguments;
   }
-  return text;
+  return told;
 }
 
-TEST(ToolCalls, FreeCallsAreFoundHoweverTheTextIsCut) {
-  const std::pair<const char*, const char*> all[] = {
-      {R"([TOOL_CALLS] [{"name": "weather", "arguments": {"z": 1, "a": "[TOOL_CALLS]"}}])",
-       R"(|weather{"z":1,"a":"[TOOL_CALLS]"})"},
-      {"Well. [TOOL_CALLS][{\"name\":\"now\",\"arguments\":{},\"id\":\"x\"},\n"
-       "{\"arguments\":{\"b\":{}},\"name\":\"weather\"}] ",
-       R"(Well. |now{}+weather{"b":{}})"},
-      {R"([TOOL_CALLS]now{}[TOOL_CALLS]weather[ARGS]{"z": "}"})", R"(|now{}+weather{"z":"}"})"},
-      {"no [TOOL_CALL of", "no [TOOL_CALL of|"},
-      {"an end [TOOL_CALLS", "an end [TOOL_CALLS|"},
-  };
-  for (const auto& [answer, want] : all)
-    for (const std::size_t bytes : {1u, 2u, 7u, 1000u})
-      EXPECT_EQ(told(use(), answer, bytes), want) << bytes;
+// Of the whole answer, which any two and three parts of it, and its bytes one by one, must give
+// too.
+Told told(const ToolUse& use, std::string_view answer) {
+  const Told whole = told(use, std::vector{answer});
+  std::vector<std::string_view> bytes;
+  for (std::size_t i = 0; i < answer.size(); ++i) bytes.push_back(answer.substr(i, 1));
+  EXPECT_EQ(told(use, bytes), whole);
+  for (std::size_t i = 0; i < answer.size(); ++i)
+    for (std::size_t j = i; j < answer.size(); ++j)
+      EXPECT_EQ(told(use, {answer.substr(0, i), answer.substr(i, j - i), answer.substr(j)}), whole)
+          << i << ", " << j;
+  return whole;
+}
+Told told(const std::string& answer) { return told(use(), answer); }
+Told whole(std::string text) { return {.text = std::move(text), .whole = true}; }
+Told ended(std::string text) { return {.text = std::move(text), .ended = true}; }
+Told open(std::string text) { return {.text = std::move(text)}; }
+
+TEST(ToolCalls, FreeCallsAreToldAsTheyAreWritten) {
+  EXPECT_EQ(
+      told(R"([TOOL_CALLS] [{"name": "weather", "arguments": {"z":1 , "a": "[TOOL_CALLS]"}}])"),
+      whole(R"(|weather{"z":1 , "a": "[TOOL_CALLS]"})"));
+  EXPECT_EQ(told("Well. [TOOL_CALLS][{\"name\":\"now\",\"arguments\":{},\"id\":[\"x\"]},\n"
+                 "{\"arguments\": {\"b\":{}} ,\"name\":\"weather\"}] "),
+            whole(R"(Well. |now{}+weather{"b":{}})"));
+  EXPECT_EQ(told(R"([TOOL_CALLS]now{} [TOOL_CALLS] weather [ARGS] {"z": "}"})"),
+            whole(R"(|now{}+weather{"z": "}"})"));
+  EXPECT_EQ(
+      told(
+          R"([TOOL_CALLS][{"name":"n\u006fw","arguments":{"q": "\"}{\\\u007b"}}][TOOL_CALLS]now{})"),
+      whole(R"(|now{"q": "\"}{\\\u007b"}+now{})"));
+  EXPECT_EQ(told("[TOOL_CALLS]now{\"caf\u00e9\": [[\"\U0001f600]\"], {\"name\": 3}]}"),
+            whole("|now{\"caf\u00e9\": [[\"\U0001f600]\"], {\"name\": 3}]}"));
 }
 
-TEST(ToolCalls, WhatIsWrongIsContent) {
-  for (const std::string& tail : {
-           std::string(""),
-           std::string(" []"),
-           std::string(" [{\"name\": \"weather\"}]"),
-           std::string(R"([{"name": "other", "arguments": {}}])"),
-           std::string(R"([{"name": "now", "arguments": "{}"}])"),
-           std::string(R"([{"name": 3, "arguments": {}}])"),
-           std::string("[3]"),
-           std::string(R"([{"name": "now", "arguments": {}}, {"name": "now"}])"),
-           std::string(R"([{"name": "now", "arguments": {}})"),
-           std::string("now{"),
-           std::string("now{}[TOOL_CALLS]other{}"),
-           "now{\"a\":" + std::string(100000, '['),
+TEST(ToolCalls, WhatMayBecomeTheMarkerIsHeldBack) {
+  EXPECT_EQ(told("no [TOOL_CALL of"), open("no [TOOL_CALL of|"));
+  EXPECT_EQ(told("[TOOL[TOOL_CALLS]now{}"), whole("[TOOL|now{}"));
+  EXPECT_EQ(told("an end [TOOL_CALLS"), open("an end [TOOL_CALLS|"));
+  ToolCallReader reader(use());
+  EXPECT_EQ(reader.push("a [TOOL").content, "a ");
+  EXPECT_EQ(reader.push("S]").content, "[TOOLS]");
+}
+
+TEST(ToolCalls, ANameAndABraceMakeACall) {
+  ToolCallReader reader(use());
+  EXPECT_TRUE(reader.push(R"([TOOL_CALLS][{"name": "now", "arguments":)").calls.empty());
+  const ToolCallDelta first = reader.push(" {").calls.at(0);
+  EXPECT_EQ(first.name, "now");
+  EXPECT_EQ(first.arguments, "{");
+  EXPECT_EQ(reader.push("\"a\"").calls.at(0).arguments, "\"a\"");
+  EXPECT_TRUE(reader.push("").calls.empty());
+  EXPECT_EQ(reader.push(": 1}}, {\"arguments\": {\"b\": 2").calls.size(), 1u);
+  EXPECT_TRUE(reader.push("}, \"name\"").calls.empty()) << "whose arguments they are is not known";
+  EXPECT_EQ(reader.push(": \"now\"}").calls.at(0).arguments, "{\"b\": 2}");
+}
+
+TEST(ToolCalls, WhatIsNoCallIsContent) {
+  for (const std::string tail : {
+           "",
+           " []",
+           "[3]",
+           "[ {\"name\"} ]",
+           R"([{"name": "weather"}])",
+           R"([{"arguments": {}}])",
+           R"([{"name": "other", "arguments": {}}])",
+           R"([{"arguments": {"z": [}, "name": "now"}])",
+           R"([{"name": "now", "arguments": "{}"}])",
+           R"([{"name": "now", "name": "now", "arguments": {}}])",
+           R"([{"name": 3, "arguments": {}}])",
+           R"([{"name": "now)",
+           R"([{"arguments": {"z": 1)",
+           "{}",
+           "nowhere{}",
+           "now",
+           "There are a hundred ways to say it, and none of them is the name of a function {}",
        }) {
-    bool whole = true;
     const std::string answer = "Say [TOOL_CALLS]" + tail;
-    EXPECT_EQ(told(use(), answer, 50, &whole), answer + '|');
-    EXPECT_FALSE(whole);
+    EXPECT_EQ(told(answer), open(answer + '|'));
   }
+  ToolCallReader reader(use());
+  EXPECT_EQ(reader.push("[TOOL_CALLS][{\"name\": \"other\"").content, "");
+  EXPECT_EQ(reader.push(", ").content, "[TOOL_CALLS][{\"name\": \"other\", ");
+  EXPECT_EQ(reader.push("[TOOL_CALLS]now{}").content, "[TOOL_CALLS]now{}");
 }
 
-TEST(ToolCalls, WithoutParallelCallsTheFirstStands) {
-  EXPECT_EQ(told(use(R"(, "parallel_tool_calls": false)"), "[TOOL_CALLS]now{}[TOOL_CALLS]now{}", 9),
-            "|now{}");
+TEST(ToolCalls, WhatIsWrongAfterACallEndsTheAnswer) {
+  const std::string now = R"([TOOL_CALLS][{"name": "now", "arguments": {}})";
+  EXPECT_EQ(told(now + ", {\"name\": \"now\"}] and more"), ended("|now{}"));
+  EXPECT_EQ(told(now + ", {\"name\": \"other\", \"arguments\": {}}]"), ended("|now{}"));
+  EXPECT_EQ(told(now + ", ]"), ended("|now{}"));
+  EXPECT_EQ(told(now + "} It is late."), ended("|now{}"));
+  EXPECT_EQ(told(now + "] It is late."), ended("|now{}"));
+  EXPECT_EQ(told("[TOOL_CALLS]now{}[TOOL_CALLS]other{}"), ended("|now{}"));
+  EXPECT_EQ(told("[TOOL_CALLS]now{}[TOOL[TOOL_CALLS]now{}"), ended("|now{}"));
+  EXPECT_EQ(told("[TOOL_CALLS]now{\"a\" 1}[TOOL_CALLS]now{}"), ended("|now{\"a\" 1}"));
+  EXPECT_EQ(told(R"([TOOL_CALLS][{"name": "now", "arguments": {}, "arguments": {}}])"),
+            ended("|now{}"));
+  EXPECT_EQ(told(R"([TOOL_CALLS][{"name": "now", "arguments": {} {}}])"), ended("|now{}"));
+  const std::string deep = "now{\"a\":" + std::string(70, '[') + std::string(70, ']') + "}";
+  EXPECT_EQ(told("[TOOL_CALLS]" + deep), ended("|" + deep));
 }
 
-TEST(ToolCalls, ForcedCallsAreToldAsTheyCome) {
-  const ToolUse forced = use(R"(, "tool_choice": "required")");
+TEST(ToolCalls, ACallMayBeCutOff) {
+  const std::string now = R"([TOOL_CALLS][{"name": "now", "arguments": {"a": "\")";
+  EXPECT_EQ(told(now), open(R"(|now{"a": "\")"));
+  EXPECT_EQ(told(now + "\"}"), open(R"(|now{"a": "\""})")) << "the call is not closed";
+  EXPECT_EQ(told(now + "\"}}"), whole(R"(|now{"a": "\""})")) << "nothing of it is missing";
+  EXPECT_EQ(told(now + "\"}}, "), open(R"(|now{"a": "\""})"));
+  EXPECT_EQ(told("[TOOL_CALLS]now{}[TOOL"), open("|now{}"));
+  EXPECT_EQ(told("[TOOL_CALLS]now{}[TOOL_CALLS]"), open("|now{}"));
+}
+
+TEST(ToolCalls, WithoutParallelCallsTheFirstEndsTheAnswer) {
+  const Told first{.text = "|now{}", .ended = true, .whole = true};
+  const ToolUse lone = use(R"(, "parallel_tool_calls": false)");
+  EXPECT_EQ(told(lone, "[TOOL_CALLS]now{}[TOOL_CALLS]now{}"), first);
+  EXPECT_EQ(told(lone, R"([TOOL_CALLS][{"name": "now", "arguments": {}}, 3])"), first);
+}
+
+TEST(ToolCalls, ForcedCallsAreToldAsTheyAreWritten) {
+  const ToolUse forced = use(R"(, "tool_choice": "required", "parallel_tool_calls": false)");
   const std::string answer =
       R"([ {"name": "weather", "arguments": {"z": {"q": "\"}{"}, "a": "\\"}}, )"
       R"({"name":"now","arguments":{}}])";
-  for (const std::size_t bytes : {1u, 3u, 1000u}) {
-    bool whole = false;
-    EXPECT_EQ(told(forced, answer, bytes, &whole),
-              R"(|weather{"z": {"q": "\"}{"}, "a": "\\"}+now{})");
-    EXPECT_TRUE(whole);
-    EXPECT_EQ(told(forced, answer.substr(0, 51), bytes, &whole), R"(|weather{"z": {"q": "\"})");
-    EXPECT_FALSE(whole);
-    EXPECT_EQ(told(forced, answer.substr(0, 20), bytes, &whole), "|");
-    EXPECT_FALSE(whole);
+  EXPECT_EQ(told(forced, answer), whole(R"(|weather{"z": {"q": "\"}{"}, "a": "\\"}+now{})"));
+  EXPECT_EQ(told(forced, answer.substr(0, 51)), open(R"(|weather{"z": {"q": "\"})"));
+  EXPECT_EQ(told(forced, answer.substr(0, 20)), open("|"));
+  const std::string deep = "{\"z\":" + std::string(70, '[') + std::string(70, ']') + "}";
+  EXPECT_EQ(told(forced, R"([{"name": "weather", "arguments": )" + deep + "}]"),
+            whole("|weather" + deep));
+}
+
+// Texts of pieces that matter to the reader, in any order.
+TEST(ToolCalls, AnyTextIsToldAlikeHoweverItIsCut) {
+  const std::vector<std::string_view> pieces = {"[TOOL_CALLS]",
+                                                "[TOOL",
+                                                "[",
+                                                "]",
+                                                "{",
+                                                "}",
+                                                "\"",
+                                                "\\",
+                                                ":",
+                                                ",",
+                                                " ",
+                                                "{}",
+                                                "now",
+                                                "\"now\"",
+                                                "1",
+                                                "\"name\"",
+                                                "x",
+                                                "\"arguments\"",
+                                                "[{\"name\": \"now\", \"arguments\": {",
+                                                "}}]",
+                                                "now{}",
+                                                "[{\"name\": \"now\", \"arguments\": {}}]"};
+  std::mt19937 random(1);
+  std::size_t called = 0, broken = 0;
+  for (int i = 0; i < 20000; ++i) {
+    std::string answer = "[TOOL_CALLS]";
+    std::vector<std::string_view> bytes;
+    for (std::size_t n = random() % 12; n > 0; --n) answer += pieces[random() % pieces.size()];
+    for (const char& c : answer) bytes.emplace_back(&c, 1);
+    const Told all = told(use(), std::vector<std::string_view>{answer});
+    ASSERT_EQ(told(use(), bytes), all) << answer;
+    called += all.whole;
+    broken += all.ended;
   }
-  const auto reader = read_tool_calls(forced);
-  EXPECT_TRUE(reader->push(R"([{"name": "now", "arguments":)").calls.empty());
-  EXPECT_EQ(reader->push(" {").calls.at(0).name, "now");
-  EXPECT_EQ(reader->push("\"a\"").calls.at(0).arguments, "\"a\"");
+  EXPECT_GT(called, 50u);
+  EXPECT_GT(broken, 100u);
 }
 
 TEST(ToolCalls, GuidesKeepTheOrderAndMoveReferences) {

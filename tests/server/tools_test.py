@@ -1,8 +1,10 @@
-"""Tool calls and beams over HTTP, on one rank and on two."""
+"""Tool calls and beams over HTTP, on one rank and on two; calls that a model makes by itself."""
 
 import json
 import os
+import re
 
+import scripted
 import serving
 from serving import PROMPT, ostro
 
@@ -39,6 +41,21 @@ def fits(call):
         and arguments["place"].islower() and 2 <= len(arguments["place"]) <= 8
         and 1 <= arguments["days"] <= 9
     )
+
+
+def joined(events):
+    """A streamed answer: its content, and its calls without ids."""
+    content, calls = "", []
+    for event in events:
+        delta = event["choices"][0]["delta"]
+        content += delta.get("content", "")
+        for part in delta.get("tool_calls", ()):
+            if part["index"] == len(calls):
+                assert re.fullmatch("[a-zA-Z0-9]{9}", part["id"]), part
+                name = part["function"]["name"]
+                calls.append({"type": part["type"], "function": {"name": name, "arguments": ""}})
+            calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
+    return content, calls
 
 
 def without_ids(choices):
@@ -85,22 +102,12 @@ class Tools(serving.Case):
         self.assertEqual(names, {"get_weather", "now"})
 
     def test_a_stream_tells_what_the_whole_answer_does(self):
-        whole = self.chat(self.one, seed=0).json["choices"][0]["message"]["tool_calls"]
+        whole = self.chat(self.one, seed=0).json["choices"]
         events = self.chat(self.one, seed=0, stream=True).events
-        calls = []
-        for event in events:
-            for delta in event["choices"][0]["delta"].get("tool_calls", ()):
-                if delta["index"] == len(calls):
-                    calls.append({"id": delta["id"], "type": delta["type"],
-                                  "function": {"name": delta["function"]["name"],
-                                               "arguments": ""}})
-                calls[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
         self.assertEqual(events[-1]["choices"][0]["finish_reason"], "tool_calls")
-        for call in whole + calls:
-            self.assertRegex(call.pop("id"), r"^[a-zA-Z0-9]{9}$")
-        self.assertEqual(calls, whole)
+        self.assertEqual(joined(events)[1], without_ids(whole)[0]["message"]["tool_calls"])
         self.assertGreater(sum(1 for e in events if "tool_calls" in e["choices"][0]["delta"]),
-                           len(calls))
+                           len(whole[0]["message"]["tool_calls"]))
 
     def test_a_conversation_goes_on(self):
         message = self.chat(self.one, parallel_tool_calls=False).json["choices"][0]["message"]
@@ -168,6 +175,69 @@ class Tools(serving.Case):
             "messages": CHAT, "tool_choice": "required",
             "tools": [{"type": "function", "function": unknown}]})
         self.assert_error(answer, 400, match="\"not\", which is not supported")
+
+
+class FreeCalls(ostro.Case):
+    """Of a model that makes them as it was told to."""
+
+    WEATHER = '{"place": "Orl\u00e9ans \\"}\\" ", "days": [1, {"z": 2}]}'
+    SCRIPTS = {
+        "<list>": 'Let me see.[TOOL_CALLS] [{"name": "get_weather", "arguments": %s}, '
+                  '{"arguments": {"a": 0}, "name": "now"}]' % WEATHER,
+        "<named>": '[TOOL_CALLS]now[ARGS]{} [TOOL_CALLS]get_weather{"place": 1}',
+        "<wrong>": '[TOOL_CALLS][{"name": "now", "arguments": {"b" 3}}, and so on it goes',
+        "<none>": '[TOOL_CALLS] {"name": "get_weather"} is no call',
+    }
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        model = scripted.write(os.path.join(cls.shared, "model"), cls.SCRIPTS)
+        engine = ostro.build(os.path.join(cls.shared, "engine"), model)
+        cls.server = serving.Server(engine, tokenizer_dir=model)
+        cls.addClassCleanup(cls.server.kill)
+
+    def said(self, script, **fields):
+        """(content, [(function, arguments)], finish reason, events of the stream)"""
+        body = {"messages": [{"role": "user", "content": script}], "tools": [WEATHER, NOW],
+                **fields}
+        whole, stream = (self.server.post("/v1/chat/completions", {**body, "stream": stream})
+                         for stream in (False, True))
+        self.assertEqual((whole.status, stream.status), (200, 200), whole.text + stream.text)
+        (choice,) = without_ids(whole.json["choices"])
+        content, calls = joined(stream.events)
+        finish = stream.events[-1]["choices"][0]["finish_reason"]
+        self.assertEqual((choice["message"]["content"] or "", finish),
+                         (content, choice["finish_reason"]))
+        self.assertEqual(choice["message"].get("tool_calls", []), calls)
+        return content, [tuple(c["function"].values()) for c in calls], finish, stream.events
+
+    def test_calls_are_streamed_while_they_are_written(self):
+        *said, events = self.said("<list>")
+        self.assertEqual(said, ["Let me see.", [("get_weather", self.WEATHER), ("now", '{"a": 0}')],
+                                "tool_calls"])
+        parts = [e["choices"][0]["delta"]["tool_calls"][0] for e in events
+                 if "tool_calls" in e["choices"][0]["delta"]]
+        self.assertEqual(list(parts[0]), ["index", "id", "type", "function"])
+        self.assertEqual({tuple(p) for p in parts[1:] if p["index"] == 0}, {("index", "function")})
+        self.assertGreater(len([p for p in parts if p["index"] == 0]), 20)
+        self.assertEqual(len([p for p in parts if p["index"] == 1]), 1, "its name came last")
+
+    def test_other_forms(self):
+        self.assertEqual(self.said("<named>")[:3],
+                         ("", [("now", "{}"), ("get_weather", '{"place": 1}')], "tool_calls"))
+        self.assertEqual(self.said("<named>", parallel_tool_calls=False)[:3],
+                         ("", [("now", "{}")], "tool_calls"))
+        self.assertEqual(self.said("<none>")[:3], (self.SCRIPTS["<none>"], [], "stop"))
+
+    def test_calls_that_are_wrong_or_cut_off(self):
+        *said, _ = self.said("<wrong>")
+        self.assertEqual(said, ["", [("now", '{"b" 3}')], "stop"])
+        content, calls, finish, _ = self.said("<list>", max_tokens=40)
+        self.assertEqual((content, len(calls), finish), ("Let me see.", 1, "length"))
+        self.assertTrue(self.WEATHER.startswith(calls[0][1]) and len(calls[0][1]) > 5, calls)
+        self.assertEqual(self.said("<list>", stop="days")[:3],
+                         ("Let me see.", [("get_weather", self.WEATHER.split("days")[0])], "stop"))
 
 
 if __name__ == "__main__":
