@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <csignal>
 #include <cstring>
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/temp_dir.h"
 
 namespace ostro {
 namespace {
@@ -19,12 +19,6 @@ namespace fs = std::filesystem;
 
 class File : public ::testing::Test {
  protected:
-  File() {
-    std::string name = (fs::temp_directory_path() / "ostro_file_test_XXXXXX").string();
-    dir_ = ::mkdtemp(name.data());
-  }
-  ~File() override { fs::remove_all(dir_); }
-
   fs::path file(const std::string& content) {
     const fs::path path = dir_ / text("file", ++files_);
     FileWriter writer(path);
@@ -43,7 +37,7 @@ class File : public ::testing::Test {
     }
   }
 
-  fs::path dir_;
+  TempDir dir_;
   int files_ = 0;
 };
 
@@ -92,9 +86,9 @@ TEST_F(File, ThatCannotBeOpenedIsNamedWithTheCause) {
 }
 
 TEST_F(File, MustBeRegular) {
-  const std::string wanted = dir_.string() + " is not a regular file";
-  expect_error<InvalidArgument>([&] { read_file(dir_); }, wanted);
-  expect_error<InvalidArgument>([&] { MappedFile map(dir_); }, wanted);
+  const std::string wanted = dir_.path().string() + " is not a regular file";
+  expect_error<InvalidArgument>([&] { read_file(dir_.path()); }, wanted);
+  expect_error<InvalidArgument>([&] { MappedFile map(dir_.path()); }, wanted);
 }
 
 TEST_F(File, IsMapped) {

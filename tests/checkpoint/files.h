@@ -1,12 +1,10 @@
-// Files of tests: temporary directories, small safetensors, and errors compared by type and text.
+// Files of tests: small safetensors, and errors compared by type and text.
 #pragma once
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <span>
 #include <string>
@@ -15,35 +13,12 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/temp_dir.h"
 #include "checkpoint/safetensors.h"
 
 namespace ostro::testing {
 
 namespace fs = std::filesystem;
-
-// Removed with everything in it.
-class TempDir {
- public:
-  TempDir() {
-    std::string name = (fs::temp_directory_path() / "ostro_test_XXXXXX").string();
-    if (!::mkdtemp(name.data())) throw std::runtime_error("mkdtemp");
-    path_ = fs::canonical(name);
-  }
-  ~TempDir() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  TempDir(const TempDir&) = delete;
-  fs::path operator/(const std::string& name) const { return path_ / name; }
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
-
-inline void write_bytes(const fs::path& path, std::string_view content) {
-  std::ofstream(path, std::ios::binary).write(content.data(), std::streamsize(content.size()));
-}
 
 inline std::span<const std::byte> bytes_of(std::string_view s) {
   return std::as_bytes(std::span(s.data(), s.size()));

@@ -1,12 +1,11 @@
 // A small Mixtral of dummy weights in a directory of its own, for tests of what runs above a model.
 #pragma once
 
-#include <unistd.h>
-
 #include <filesystem>
 #include <memory>
 
 #include "backends/cpu/backend.h"
+#include "base/temp_dir.h"
 #include "builder/build.h"
 #include "engine/rank.h"
 
@@ -39,17 +38,10 @@ inline model::EngineConfig small_config() {
 
 class SmallEngine {
  public:
-  explicit SmallEngine(const model::EngineConfig& config = small_config())
-      : dir_(std::filesystem::temp_directory_path() /
-             text("ostro_small_engine.", ::getpid(), '.', ++made_)) {
+  explicit SmallEngine(const model::EngineConfig& config = small_config()) {
     builder::build({.config = config, .output_dir = dir_}, nullptr);
     reader_ = std::make_unique<checkpoint::EngineReader>(dir_);
     config_ = model::parse_engine_config(reader_->config_text(), "config.json");
-  }
-  ~SmallEngine() {
-    reader_.reset();
-    std::error_code ignored;
-    std::filesystem::remove_all(dir_, ignored);
   }
 
   std::string dir() const { return dir_.string(); }
@@ -57,8 +49,8 @@ class SmallEngine {
   const model::EngineConfig& config() const { return config_; }
 
  private:
-  static inline int made_ = 0;
-  std::filesystem::path dir_;
+  TempDir folder_;
+  std::filesystem::path dir_ = folder_ / "engine";
   std::unique_ptr<checkpoint::EngineReader> reader_;
   model::EngineConfig config_;
 };

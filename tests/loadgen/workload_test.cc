@@ -3,10 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 
 #include "base/error.h"
+#include "base/temp_dir.h"
 
 namespace ostro::loadgen {
 namespace {
@@ -90,18 +89,14 @@ TEST(Synthetic, PromptsAreRandomAndTheSeedGivesThemAgain) {
 
 class DatasetTest : public testing::Test {
  protected:
-  DatasetTest() {
-    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
-    path_ = std::filesystem::path(testing::TempDir()) / (std::string(test->name()) + ".jsonl");
-  }
-  ~DatasetTest() override { std::filesystem::remove(path_); }
-
   std::vector<Item> read(const std::string& content, std::int64_t requests = 0) {
-    std::ofstream(path_) << content;
+    write_bytes(path_, content);
     Random random(1);
     return read_dataset(path_, requests, LengthDistribution("30", ""), random);
   }
-  std::filesystem::path path_;
+
+  TempDir dir_;
+  std::filesystem::path path_ = dir_ / "dataset.jsonl";
 };
 
 TEST_F(DatasetTest, ReadsTheThreeKindsAndGoesRound) {

@@ -1,16 +1,13 @@
 #include "model/tactics_file.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <fstream>
-
+#include "base/temp_dir.h"
 #include "ops/tactical_backend.h"
 
 namespace ostro::model {
 namespace {
 
-namespace fs = std::filesystem;
 using ops::TacticalBackend;
 
 ops::Tactics some() {
@@ -23,38 +20,36 @@ ops::Tactics some() {
 
 class TacticsFile : public testing::Test {
  protected:
-  TacticsFile() { fs::create_directories(dir_); }
-  ~TacticsFile() override { fs::remove_all(dir_); }
-
-  void write(const std::string& content) { std::ofstream(dir_ / "tactics.json") << content; }
+  void write(const std::string& content) { write_bytes(path(), content); }
   // With the backend that the table was made for.
   void use() {
-    use_tactics(dir_, backend_, {LogLevel::debug, [&](LogLevel level, std::string_view line) {
-                                   log_ += text(name(level), ": ", line, '\n');
-                                 }});
+    use_tactics(dir_.path(), backend_,
+                {LogLevel::debug, [&](LogLevel level, std::string_view line) {
+                   log_ += text(name(level), ": ", line, '\n');
+                 }});
   }
   std::string path() const { return (dir_ / "tactics.json").string(); }
 
-  fs::path dir_ = fs::temp_directory_path() / text("ostro_tactics.", ::getpid());
+  TempDir dir_;
   TacticalBackend backend_;
   std::string log_;
 };
 
 TEST_F(TacticsFile, IsReadAsItWasWritten) {
-  write_tactics(dir_, backend_, some());
-  const auto read = read_tactics(dir_);
+  write_tactics(dir_.path(), backend_, some());
+  const auto read = read_tactics(dir_.path());
   ASSERT_TRUE(read);
   EXPECT_EQ(read->device, "a CPU with tactics");
   EXPECT_EQ(read->version, ostro_version());
   EXPECT_EQ(read->tactics, some());
-  write_tactics(dir_, backend_, {});
-  EXPECT_EQ(read_tactics(dir_)->tactics, ops::Tactics{});
+  write_tactics(dir_.path(), backend_, {});
+  EXPECT_EQ(read_tactics(dir_.path())->tactics, ops::Tactics{});
 }
 
 TEST_F(TacticsFile, IsUsedOnItsDevice) {
   use();
   EXPECT_EQ(log_, "") << "there is no file";
-  write_tactics(dir_, backend_, some());
+  write_tactics(dir_.path(), backend_, some());
   use();
   EXPECT_EQ(backend_.table, some());
   EXPECT_EQ(log_, text("info: ", path(), " is used: tiles of 2 products\n"));
@@ -87,7 +82,7 @@ TEST_F(TacticsFile, IsLeftAloneByAnotherVersion) {
 TEST_F(TacticsFile, OfATacticThatTheBackendDoesNotHaveIsRefused) {
   ops::Tactics t;
   t.set({.n = 2, .k = 3}, 1, 7);
-  write_tactics(dir_, backend_, t);
+  write_tactics(dir_.path(), backend_, t);
   try {
     use();
     FAIL();

@@ -2,10 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <fstream>
-
 #include "base/error.h"
+#include "base/temp_dir.h"
 
 namespace ostro::server {
 namespace {
@@ -31,13 +29,13 @@ TEST(ApiKeys, RefusesKeysThatNoHeaderCanHold) {
 }
 
 TEST(ApiKeys, ReadsAFile) {
-  char path[] = "/tmp/ostro_keys_XXXXXX";
-  ASSERT_GE(::mkstemp(path), 0);
-  std::ofstream(path) << "# comment\r\n\r\none\r\ntwo  \n";
+  const TempDir dir;
+  const auto path = dir / "keys";
+  write_bytes(path, "# comment\r\n\r\none\r\ntwo  \n");
   EXPECT_EQ(read_key_file(path), (std::vector<std::string>{"one", "two"}));
-  std::ofstream(path) << "# nothing\n";
+  write_bytes(path, "# nothing\n");
   EXPECT_THROW(read_key_file(path), InvalidArgument);
-  std::remove(path);
+  std::filesystem::remove(path);
   EXPECT_THROW(read_key_file(path), InvalidArgument);
 }
 

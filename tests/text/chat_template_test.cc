@@ -1,5 +1,6 @@
 #include "text/chat_template.h"
 
+#include "base/temp_dir.h"
 #include "text/goldens.h"
 
 namespace ostro::txt {
@@ -155,24 +156,25 @@ TEST(ChatTemplate, BrokenTemplatesAreRefused) {
 
 TEST(ChatTemplate, LoadPrefersTheFileThenTheConfigThenMistrals) {
   const auto tokenizer = tiny_mixtral();
-  TemporaryFolder folder;
-  const auto load = [&] { return ChatTemplate::load(folder.path(), *tokenizer); };
+  TempDir dir;
+  const auto load = [&] { return ChatTemplate::load(dir.path(), *tokenizer); };
   EXPECT_EQ(load().name(), "Mistral's form");
   EXPECT_EQ(load().render(std::vector<ChatMessage>{{"user", "q"}}, true), "<s>[INST] q [/INST]");
-  folder.write("tokenizer_config.json",
-               R"({"bos_token": "<B>",
+  write_bytes(dir / "tokenizer_config.json",
+              R"({"bos_token": "<B>",
                    "chat_template": [{"name": "default",
                                       "template": "{{ bos_token }}D{{ eos_token }}"}]})");
   EXPECT_EQ(load().render({}, true), "<B>D</s>");
-  folder.write("chat_template.jinja", "J{{ bos_token }}");
+  write_bytes(dir / "chat_template.jinja", "J{{ bos_token }}");
   EXPECT_EQ(load().render({}, true), "J<B>");
 }
 
 TEST(ChatTemplate, OneOfSeveralMustBeTheDefault) {
   const auto tokenizer = tiny_mixtral();
-  TemporaryFolder folder;
-  folder.write("tokenizer_config.json", R"({"chat_template": [{"name": "rag", "template": "R"}]})");
-  EXPECT_TRUE(throws<InvalidArgument>([&] { ChatTemplate::load(folder.path(), *tokenizer); },
+  TempDir dir;
+  write_bytes(dir / "tokenizer_config.json",
+              R"({"chat_template": [{"name": "rag", "template": "R"}]})");
+  EXPECT_TRUE(throws<InvalidArgument>([&] { ChatTemplate::load(dir.path(), *tokenizer); },
                                       {"default", "rag"}));
 }
 

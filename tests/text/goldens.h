@@ -41,27 +41,6 @@ inline std::unique_ptr<Tokenizer> tiny_mixtral() {
   return load_tokenizer(kSource / "models/tiny-mixtral");
 }
 
-// A folder that goes when the test ends.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "ostro-text-XXXXXX").string();
-    if (!mkdtemp(name.data())) throw std::runtime_error("cannot make " + name);
-    path_ = name;
-  }
-  ~TemporaryFolder() { std::filesystem::remove_all(path_); }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-  void write(const std::string& name, std::string_view content) const {
-    FileWriter file(path_ / name);
-    file.write(content);
-    file.close();
-  }
-
- private:
-  std::filesystem::path path_;
-};
-
 // Whether `call` throws E with a message that contains each of `words`.
 template <class E, class Call>
 ::testing::AssertionResult throws(Call call, std::initializer_list<const char*> words) {

@@ -1,5 +1,6 @@
 #include "text/tokenizer.h"
 
+#include "base/temp_dir.h"
 #include "text/goldens.h"
 #include "text/tokenizer_config.h"
 
@@ -10,40 +11,39 @@ const std::filesystem::path kJson = kSource / "tests/text/data/mixtral_like.json
 const std::filesystem::path kModel = kSource / "models/tiny-mixtral/tokenizer.model";
 
 TEST(LoadTokenizer, TakesADirectoryOrAFile) {
-  TemporaryFolder folder;
-  EXPECT_TRUE(
-      throws<InvalidArgument>([&] { load_tokenizer(folder.path()); },
-                              {folder.path().c_str(), "tokenizer.json", "tokenizer.model"}));
-  EXPECT_TRUE(
-      throws<InvalidArgument>([&] { load_tokenizer(folder.path() / "absent"); }, {"absent"}));
+  TempDir dir;
+  EXPECT_TRUE(throws<InvalidArgument>([&] { load_tokenizer(dir.path()); },
+                                      {dir.path().c_str(), "tokenizer.json", "tokenizer.model"}));
+  EXPECT_TRUE(throws<InvalidArgument>([&] { load_tokenizer(dir / "absent"); }, {"absent"}));
 
-  folder.write("tokenizer.model", read_file(kModel));
-  EXPECT_EQ(load_tokenizer(folder.path())->vocab_size(), 8192);
-  folder.write("tokenizer.json", read_file(kJson));  // wins
-  EXPECT_LT(load_tokenizer(folder.path())->vocab_size(), 8192);
-  EXPECT_EQ(load_tokenizer(folder.path() / "tokenizer.model")->vocab_size(), 8192);
+  write_bytes(dir / "tokenizer.model", read_file(kModel));
+  EXPECT_EQ(load_tokenizer(dir.path())->vocab_size(), 8192);
+  write_bytes(dir / "tokenizer.json", read_file(kJson));  // wins
+  EXPECT_LT(load_tokenizer(dir.path())->vocab_size(), 8192);
+  EXPECT_EQ(load_tokenizer(dir / "tokenizer.model")->vocab_size(), 8192);
   // Files are judged by their content.
-  folder.write("some.v3", read_file(kJson));
-  EXPECT_EQ(load_tokenizer(folder.path() / "some.v3")->bos_id(), 1);
+  write_bytes(dir / "some.v3", read_file(kJson));
+  EXPECT_EQ(load_tokenizer(dir / "some.v3")->bos_id(), 1);
 }
 
 TEST(LoadTokenizer, RefusesEmptyFilesAndLfsPointers) {
-  TemporaryFolder folder;
-  folder.write("tokenizer.json", "");
+  TempDir dir;
+  write_bytes(dir / "tokenizer.json", "");
   EXPECT_TRUE(
-      throws<InvalidArgument>([&] { load_tokenizer(folder.path()); }, {"tokenizer.json", "empty"}));
-  folder.write("tokenizer.model", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n");
-  EXPECT_TRUE(throws<InvalidArgument>([&] { load_tokenizer(folder.path() / "tokenizer.model"); },
+      throws<InvalidArgument>([&] { load_tokenizer(dir.path()); }, {"tokenizer.json", "empty"}));
+  write_bytes(dir / "tokenizer.model",
+              "version https://git-lfs.github.com/spec/v1\noid sha256:0\n");
+  EXPECT_TRUE(throws<InvalidArgument>([&] { load_tokenizer(dir / "tokenizer.model"); },
                                       {"tokenizer.model", "git lfs pull"}));
 }
 
 TEST(LoadTokenizer, ReadsTheConfigBesideIt) {
-  TemporaryFolder folder;
-  folder.write("tokenizer.model", read_file(kModel));
-  folder.write("tokenizer_config.json",
-               R"({"add_bos_token": false, "bos_token": {"content": "<s>"}, "eos_token": "</s>",
+  TempDir dir;
+  write_bytes(dir / "tokenizer.model", read_file(kModel));
+  write_bytes(dir / "tokenizer_config.json",
+              R"({"add_bos_token": false, "bos_token": {"content": "<s>"}, "eos_token": "</s>",
                    "added_tokens_decoder": {"8192": {"content": "[INST]", "special": true}}})");
-  const auto tokenizer = load_tokenizer(folder.path());
+  const auto tokenizer = load_tokenizer(dir.path());
   EXPECT_TRUE(tokenizer->encode("").empty());
   EXPECT_EQ(tokenizer->special_id("[INST]"), 8192);
 }

@@ -1,13 +1,12 @@
 #include "backends/cpu/huge_pages.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstring>
-#include <filesystem>
 #include <string>
 
 #include "base/file.h"
+#include "base/temp_dir.h"
 
 namespace ostro::cpu {
 namespace {
@@ -18,19 +17,13 @@ constexpr std::size_t kBytes = std::size_t{9} << 20;
 class HugePagesTest : public testing::Test {
  protected:
   void SetUp() override {
-    path_ =
-        std::filesystem::temp_directory_path() / ("ostro_huge_pages_" + std::to_string(::getpid()));
-    std::filesystem::remove(path_);
     std::string bytes(kBytes, '\0');
     for (std::uint64_t i = 0; i < kBytes / 8; ++i) std::memcpy(bytes.data() + 8 * i, &i, sizeof i);
-    FileWriter writer(path_);
-    writer.write(bytes);
-    writer.close();
-    map_ = MappedFile(path_);
+    write_bytes(dir_ / "weights", bytes);
+    map_ = MappedFile(dir_ / "weights");
   }
-  void TearDown() override { std::filesystem::remove(path_); }
 
-  std::filesystem::path path_;
+  TempDir dir_;
   MappedFile map_;
 };
 
