@@ -5,6 +5,7 @@
 
 #include "base/math.h"
 #include "model/step_arrays.h"
+#include "ops/attention_parts.h"
 #include "quant/e4m3.h"
 
 namespace ostro::plan {
@@ -49,13 +50,13 @@ std::size_t rounded_bytes(const model::ModelConfig& c, const model::RankShape& s
          std::size_t(tokens) * sizeof(float);
 }
 
-// Sums of parts of 512 positions with their maximum and weight, up to 2^17 of them
-// (backends/cuda/plan/attention_plan.h).
 std::size_t attention_scratch_bytes(const model::ModelConfig& c, const model::RankShape& s,
                                     const model::StepLimits& limits) {
-  constexpr std::int64_t kPartTokens = 512, kMostParts = 1 << 17;
-  const std::int64_t parts = limits.tokens * s.heads.size() * ceil_div(limits.context, kPartTokens);
-  return std::size_t(std::min(parts, kMostParts) * (c.head_dim + 2)) * sizeof(float);
+  const std::int64_t parts = limits.tokens * s.heads.size() *
+                             ceil_div<std::int64_t>(limits.context, ops::kAttentionPartTokens);
+  return std::size_t(std::min(parts, ops::kMostAttentionParts) *
+                     ops::attention_part_floats(c.head_dim)) *
+         sizeof(float);
 }
 
 // Of the graph of a decode step, for each layer, the rest of the step counted as one: 45 graphs of

@@ -28,7 +28,8 @@ bool attention_decode_takes(const ops::PagedAttention& op) {
 }
 
 std::int64_t attention_scratch(const ops::PagedAttention& op, const AttentionPlan& plan) {
-  return plan.splits > 1 ? op.q.rows * op.heads * plan.splits * (op.cache.k.cols + 2) : 0;
+  if (plan.splits == 1) return 0;
+  return op.q.rows * op.heads * plan.splits * ops::attention_part_floats(op.cache.k.cols);
 }
 
 void attention_mma(cudaStream_t stream, const ops::PagedAttention& op, const AttentionPlan& plan,

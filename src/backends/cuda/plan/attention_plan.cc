@@ -7,11 +7,8 @@
 namespace ostro::cuda {
 namespace {
 
-// A part takes head_dim + 2 floats of scratch: 68 MB of them at head_dim 128.
-constexpr std::int64_t kMostParts = std::int64_t{1} << 17;
-
 bool parts_fit(const AttentionShape& s, std::int64_t splits) {
-  return s.tokens * s.heads * splits <= kMostParts;
+  return s.tokens * s.heads * splits <= ops::kMostAttentionParts;
 }
 
 // Blocks take items in turns. Parts are items of their own where the longest turns so become a

@@ -4,12 +4,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ops/attention_parts.h"
+
 namespace ostro::cuda {
 
 // Contexts are cut at these absolute positions, whatever the step: each part is summed alone and
 // the parts are joined in order, by one block or by many, with the same roundings. So a query's
 // result does not depend on the plan (batch.invariant).
-inline constexpr int kSplitTokens = 512;
+inline constexpr int kSplitTokens = ops::kAttentionPartTokens;
 // Query rows of one warp: a row is one query head of one token; those of all heads that share a
 // key head stand together.
 inline constexpr int kWarpRows = 16;
