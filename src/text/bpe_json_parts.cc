@@ -181,6 +181,18 @@ BpeSettings read_model(const json& document, std::string_view where) {
   return settings;
 }
 
+AddedToken read_added_token(const JsonObject& fields, std::int32_t id) {
+  AddedToken token;
+  token.id = id;
+  token.content = fields.string("content");
+  token.special = fields.boolean_or("special", false);
+  token.single_word = fields.boolean_or("single_word", false);
+  token.lstrip = fields.boolean_or("lstrip", false);
+  token.rstrip = fields.boolean_or("rstrip", false);
+  token.normalized = fields.boolean_or("normalized", !token.special);
+  return token;
+}
+
 std::vector<AddedToken> read_added_tokens(const json& document, std::string_view where) {
   const std::string name = part_name(where, "added_tokens");
   const auto found = document.find("added_tokens");
@@ -189,15 +201,8 @@ std::vector<AddedToken> read_added_tokens(const json& document, std::string_view
   OSTRO_REQUIRE(found->is_array(), name, " is ", shown(*found), "; it must be a list");
   for (const json& item : *found) {
     const JsonObject fields(item, name);
-    AddedToken token;
-    token.id = static_cast<std::int32_t>(fields.integer("id", 0, kMostIds - 1));
-    token.content = fields.string("content");
-    token.special = fields.boolean_or("special", false);
-    token.single_word = fields.boolean_or("single_word", false);
-    token.lstrip = fields.boolean_or("lstrip", false);
-    token.rstrip = fields.boolean_or("rstrip", false);
-    token.normalized = fields.boolean_or("normalized", !token.special);
-    tokens.push_back(std::move(token));
+    const auto id = static_cast<std::int32_t>(fields.integer("id", 0, kMostIds - 1));
+    tokens.push_back(read_added_token(fields, id));
   }
   return tokens;
 }

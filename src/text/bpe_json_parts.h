@@ -13,6 +13,10 @@
 #include "text/pre_tokenizer.h"
 #include "text/token_table.h"
 
+namespace ostro {
+class JsonObject;
+}
+
 namespace ostro::txt {
 
 // What the decoder does to the bytes of each token, and then to the text.
@@ -29,6 +33,9 @@ struct JsonDecoder {
 struct JsonTemplate {
   std::vector<std::int32_t> before, after;
 };
+
+// One of added_tokens, or of a tokenizer_config.json's added_tokens_decoder, whose key is the id.
+AddedToken read_added_token(const JsonObject&, std::int32_t id);
 
 BpeSettings read_model(const nlohmann::json& document, std::string_view where);
 std::vector<AddedToken> read_added_tokens(const nlohmann::json& document, std::string_view where);

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "text/bpe_json_parts.h"
 
 namespace ostro::txt {
 namespace {
@@ -34,18 +35,12 @@ std::vector<AddedToken> added_tokens(const json& by_id, std::string_view source)
   for (const auto& [key, value] : by_id.items()) {
     const std::string where = text(source, " of ", key);
     const JsonObject fields(value, where);
-    AddedToken token;
-    const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), token.id);
+    std::int32_t id = 0;
+    const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
     const bool whole = error == std::errc() && end == key.data() + key.size();
-    OSTRO_REQUIRE(whole && 0 <= token.id && token.id < kMostIds, source, " has the key \"", key,
+    OSTRO_REQUIRE(whole && 0 <= id && id < kMostIds, source, " has the key \"", key,
                   "\"; it must be a token id below ", kMostIds);
-    token.content = fields.string("content");
-    token.special = fields.boolean_or("special", false);
-    token.single_word = fields.boolean_or("single_word", false);
-    token.lstrip = fields.boolean_or("lstrip", false);
-    token.rstrip = fields.boolean_or("rstrip", false);
-    token.normalized = fields.boolean_or("normalized", !token.special);
-    tokens.push_back(std::move(token));
+    tokens.push_back(read_added_token(fields, id));
   }
   std::ranges::sort(tokens, {}, &AddedToken::id);
   return tokens;
