@@ -41,7 +41,8 @@ std::vector<TunedOps::Part> TunedOps::parts() const {
     parts.push_back({"experts", experts, kAny, &TunedOps::mlp});
   } else {
     parts.push_back({"gate, up", gate, kAny, &TunedOps::mlp});
-    parts.push_back({"down", product(layer({expert(0, "down")}), false), kAny, &TunedOps::mlp});
+    parts.push_back(
+        {"down", ops::as_down(product(layer({expert(0, "down")}), false)), kAny, &TunedOps::mlp});
   }
   if (shape_.last_stage)
     parts.push_back(

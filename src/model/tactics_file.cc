@@ -58,6 +58,7 @@ std::string to_text(const MeasuredTactics& m) {
                         {"k", p.k},
                         {"swiglu", p.swiglu},
                         {"experts", p.experts},
+                        {"grouped_x", p.grouped_x},
                         {"tiles", std::move(tiles)}});
   }
   const nlohmann::ordered_json file = {
@@ -82,7 +83,8 @@ MeasuredTactics parse_tactics(std::string_view content, std::string_view source)
                  .n = o.integer("n", 1, kMost),
                  .k = o.integer("k", 1, kMost),
                  .swiglu = o.boolean_or("swiglu", false),
-                 .experts = o.integer("experts", 0, kMost)},
+                 .experts = o.integer("experts", 0, kMost),
+                 .grouped_x = o.boolean_or("grouped_x", false)},
                 m.tactics);
   }
   return m;

@@ -7,7 +7,7 @@ namespace ostro::ops {
 std::string describe(const Product& p) {
   const std::string_view type = p.weights == DType::u8 ? "int4" : name(p.weights);
   return text(p.experts > 0 ? text(p.experts, " x ") : "", type, " [", p.n, ',', p.k, ']',
-              p.swiglu ? " swiglu" : "");
+              p.swiglu ? " swiglu" : "", p.grouped_x ? " grouped x" : "");
 }
 
 std::optional<Tactic> Tactics::find(const Product& product, std::int64_t tokens) const {

@@ -19,6 +19,7 @@ struct Product {
   std::int64_t k = 0;
   bool swiglu = false;
   std::int64_t experts = 0;
+  bool grouped_x = false;  // x has a scale for each 128 columns, not one a row
 
   auto operator<=>(const Product&) const = default;
 };
@@ -27,7 +28,15 @@ inline Product product(const quant::Weight& w, bool swiglu, std::int64_t experts
   return {w.data.dtype, w.n(), w.k(), swiglu, experts};
 }
 
-// "bf16 [6144,4096]", "8 x f8e4m3 [14336,4096] swiglu", for messages.
+// That product as the down projection of ExpertMlp without routing: its x has a scale for each 128
+// columns if the weights are e4m3 (ops/activations.h).
+inline Product as_down(Product p) {
+  p.grouped_x = p.weights == DType::f8e4m3;
+  return p;
+}
+
+// "bf16 [6144,4096]", "8 x f8e4m3 [14336,4096] swiglu", "f8e4m3 [4096,14336] grouped x", for
+// messages.
 std::string describe(const Product&);
 
 // A backend's own number for a way to a product: its results do not depend on it.

@@ -15,6 +15,7 @@ ops::Tactics some() {
   t.set({.weights = DType::bf16, .n = 6144, .k = 4096}, 1, 1);
   t.set({.weights = DType::bf16, .n = 6144, .k = 4096}, 64, 2);
   t.set({DType::u8, 14336, 4096, true, 8}, 8192, 2);
+  t.set({.weights = DType::f8e4m3, .n = 4096, .k = 14336, .grouped_x = true}, 64, 1);
   return t;
 }
 
@@ -52,7 +53,7 @@ TEST_F(TacticsFile, IsUsedOnItsDevice) {
   write_tactics(dir_.path(), backend_, some());
   use();
   EXPECT_EQ(backend_.table, some());
-  EXPECT_EQ(log_, text("info: ", path(), " is used: tiles of 2 products\n"));
+  EXPECT_EQ(log_, text("info: ", path(), " is used: tiles of 3 products\n"));
 }
 
 TEST_F(TacticsFile, IsLeftAloneOnAnotherDevice) {

@@ -54,7 +54,7 @@ class TacticalBackend final : public Backend {
     const Expert& first = op.local.front();
     if (op.experts) return take(product(first.gate, true, std::int64_t(op.local.size())), op.y);
     take(product(first.gate, true), op.y);
-    take(product(first.down, false), op.y);
+    take(as_down(product(first.down, false)), op.y);
   }
   void enqueue(const Sample& op) override { cpu_->run(op); }
 

@@ -101,9 +101,8 @@ void dense_e4m3(cudaStream_t stream, int processors, int tile, const E4m3Rows& x
   Gemm g{};
   g.swiglu = up != nullptr;
   const bool all_aligned = aligned(w) && (!up || aligned(*up));
-  // That kernel has no scales of 128 columns.
-  if (tile == kDecodeTile && x.scale_stride > 0)
-    tile = dense_tile(rows, w.n(), true, false, processors);
+  OSTRO_CHECK(tile != kDecodeTile || x.scale_stride == 0,
+              "no scales of 128 columns in that kernel");
   g.token_tile = all_aligned ? tile : kUnalignedE4m3Tile;
   set_input(g.args, x);
   set_dense(g.args, w, up, rows, g.token_tile);
@@ -237,7 +236,7 @@ void CudaBackend::dense_mlp(const ops::ExpertMlp& op) {
   const ops::Expert& expert = op.local.front();
   const std::int64_t inter = expert.gate.n();
   const int up_tile = tile(ops::product(expert.gate, true), op.x.rows);
-  const int down_tile = tile(ops::product(expert.down, false), op.x.rows);
+  const int down_tile = tile(ops::as_down(ops::product(expert.down, false)), op.x.rows);
   if (expert.gate.data.dtype == DType::f8e4m3) {
     require_e4m3_activations(op.activations);
     require_one_type(expert.gate, expert.up);

@@ -98,6 +98,8 @@ TEST(PlannedTile, IsThatOfTheProductsKind) {
               dense_tile(tokens, 44 * 128, true, true, 132));
     EXPECT_EQ(planned({DType::f8e4m3, 4096, 4096}, tokens),
               tokens <= 128 ? kDecodeTile : dense_tile(tokens, 4096, true, false, 132));
+    EXPECT_EQ(planned(ops::as_down({DType::f8e4m3, 4096, 14336}), tokens),
+              dense_tile(tokens, 4096, true, false, 132));
     EXPECT_EQ(planned({DType::f8e4m3, 32000, 4096}, tokens),
               dense_tile(tokens, 32000, true, false, 132));
     EXPECT_EQ(planned({DType::i8, 4096, 4096}, tokens), integer_tile(tokens, 4096, false, 132));
@@ -125,6 +127,7 @@ TEST(TilesToTry, AreThoseThatKernelsHaveAndMayBeFast) {
   EXPECT_EQ(tiles_to_try(e4m3, 1), (Tiles{8, 16, 32, kDecodeTile}));
   EXPECT_EQ(tiles_to_try(e4m3, 128), (Tiles{8, 16, 32, 64, kDecodeTile, kTmaTile}));
   EXPECT_EQ(tiles_to_try(e4m3, 129), (Tiles{16, 32, 64, kTmaTile}));
+  EXPECT_EQ(tiles_to_try(ops::as_down(e4m3), 128), (Tiles{8, 16, 32, 64, kTmaTile}));
   const ops::Product many{DType::f8e4m3, 4096, 4096, true, kMostTmaExperts + 1};
   EXPECT_EQ(tiles_to_try(many, 8192), Tiles{64});
   EXPECT_EQ(tiles_to_try({DType::f32, 4096, 4096}, 8), Tiles{}) << "one kernel alone";
@@ -136,10 +139,12 @@ TEST(TilesToTry, HoldThePlansTile) {
     for (const std::int64_t experts : {0, 8, 17})
       for (const std::int64_t n : {128, 4096, 32000})
         for (std::int64_t tokens = 1; tokens <= 8192; tokens = tokens * 3 / 2 + 1) {
-          const ops::Product p{type, n, 4096, experts > 0, experts};
-          const std::vector<int> tiles = tiles_of(p);
-          ASSERT_NE(std::ranges::find(tiles, planned_tile(p, tokens, 132)), tiles.end())
-              << describe(p) << ' ' << tokens;
+          const ops::Product first{type, n, 4096, experts > 0, experts};
+          for (const ops::Product& p : {first, ops::as_down(first)}) {
+            const std::vector<int> tiles = tiles_of(p);
+            ASSERT_NE(std::ranges::find(tiles, planned_tile(p, tokens, 132)), tiles.end())
+                << describe(p) << ' ' << tokens;
+          }
         }
 }
 

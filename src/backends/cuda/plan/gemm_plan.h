@@ -24,8 +24,9 @@ inline constexpr int kTmaTile = 256;
 inline constexpr int kSmallTile = 64;
 inline constexpr std::int64_t kMostTmaExperts = 16;
 inline constexpr int kIntegerTmaTile = 128;  // of integer weights
-// That of the kernel for steps of decoding, of dense e4m3 weights without SwiGLU: as many tokens as
-// there are, up to this, by so few weight rows that each processor has a block.
+// That of the kernel for steps of decoding, of dense e4m3 weights without SwiGLU and x with one
+// scale a row: as many tokens as there are, up to this, by so few weight rows that each processor
+// has a block.
 inline constexpr int kDecodeTile = 128;
 inline constexpr int kMostDecodeRows = 64;  // weight rows of a block
 // The largest of the other kernels, and the only one for e4m3 rows that do not start at 16 bytes.

@@ -8,7 +8,7 @@ namespace ostro::cuda {
 namespace {
 
 bool may_decode(const ops::Product& p) {
-  return p.weights == DType::f8e4m3 && p.experts == 0 && !p.swiglu;
+  return p.weights == DType::f8e4m3 && p.experts == 0 && !p.swiglu && !p.grouped_x;
 }
 
 }  // namespace
