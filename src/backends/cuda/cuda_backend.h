@@ -81,6 +81,9 @@ class CudaBackend final : public ops::Backend {
   };
   // Room for `rows` rows of k columns, with one scale a row or one for each of `groups`.
   static E4m3Rows e4m3_rows(E4m3Memory&, std::int64_t rows, std::int64_t k, std::int64_t groups);
+  // Of what a feed-forward's down projection takes, as the dtype of x, or as e4m3.
+  View hidden_rows(DType, std::int64_t rows, std::int64_t inter);
+  E4m3Rows hidden_e4m3_rows(std::int64_t rows, std::int64_t inter);
   // x rounded with one scale a row; valid until the next call. Nothing to do if the norm that wrote
   // x has rounded it.
   E4m3Rows quantised(const View& x);
@@ -90,6 +93,9 @@ class CudaBackend final : public ops::Backend {
   // behind them their scales; in `memory`.
   E4m3Rows quantised_slots(const ops::ExpertMlp&, const ExpertGroups&, void* memory);
   View slot_rows(const ops::ExpertMlp&, const ExpertGroups&, void* memory);
+  // The rows of x that the slots multiply: where they are, or those of one of the two above, in
+  // `spread`.
+  void set_slots_input(GemmArgs&, const ops::ExpertMlp&, const ExpertGroups&, void* spread);
 
   void dense_mlp(const ops::ExpertMlp&);
   // Enqueues what fills the groups, whose products have tiles of so many tokens.

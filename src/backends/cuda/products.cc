@@ -1,4 +1,7 @@
 // Linear and ExpertMlp: which kernel takes a product, and its tiles.
+#include <algorithm>
+#include <vector>
+
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/kernels/moe.h"
 #include "backends/cuda/launch.h"
@@ -133,6 +136,134 @@ class Carver {
   std::int64_t bytes_ = 0;
 };
 
+bool is_e4m3(const ops::ExpertMlp& op) { return op.local.front().gate.data.dtype == DType::f8e4m3; }
+
+void require_kernels(const ops::ExpertMlp& op) {
+  const ops::Expert& first = op.local.front();
+  const auto experts = std::int64_t(op.local.size());
+  const DType type = first.gate.data.dtype;
+  if (is_e4m3(op)) require_e4m3_activations(op.activations);
+  const std::int64_t most = first.gate.scale ? kMostE4m3Experts : kMostExperts;
+  OSTRO_SUPPORTED(experts <= most, "ExpertMlp on CUDA has kernels for up to ", most,
+                  " local experts of ", name(type), ", not for ", experts);
+  for (const ops::Expert& e : op.local)
+    for (const auto& [w, like] :
+         {std::pair{&e.gate, &first.gate}, {&e.up, &first.up}, {&e.down, &first.down}})
+      OSTRO_SUPPORTED(w->data.dtype == type && w->data.row_stride == like->data.row_stride &&
+                          (!w->is_int4() || w->scale.row_stride == like->scale.row_stride),
+                      "ExpertMlp on CUDA has kernels for experts of one type and row stride, not "
+                      "for ",
+                      describe(w->data), " beside ", describe(first.gate.data));
+}
+
+// Which kernel multiplies the slots of routed experts.
+struct ExpertKernel {
+  int token_tile;
+  bool tiled;       // by tensor cores, with rows that start at 16 bytes: any tile
+  bool persistent;  // gemm_persistent()
+  bool tma;         // gemm_tma()
+  bool in_slots;    // it takes the rows of x one after the other, by the copy engine
+};
+
+// `tile`: of the table or the plan.
+ExpertKernel expert_kernel(const ops::ExpertMlp& op, int tile) {
+  const DType type = op.local.front().gate.data.dtype;
+  const bool e4m3 = is_e4m3(op);
+  const bool all_aligned = std::ranges::all_of(op.local, [](const ops::Expert& e) {
+    return aligned(e.gate) && aligned(e.up) && aligned(e.down);
+  });
+  ExpertKernel k{};
+  k.tiled = e4m3 ? all_aligned : tensor_cores_take(op.x, type, all_aligned);
+  k.token_tile = k.tiled ? tile : e4m3 ? kUnalignedE4m3Tile : kSimpleTokenTile;
+  k.persistent = k.tiled && !is_integer(type) &&
+                 persistent_takes(k.token_tile, std::int64_t(op.local.size()), e4m3);
+  k.tma = !k.persistent && k.token_tile > kLargestTileWithoutTma;
+  k.in_slots = k.tma || (e4m3 && k.token_tile > kLargestTileWithoutTma);
+  return k;
+}
+
+ExpertGroups expert_groups(Workspace& memory, std::int64_t experts, std::int64_t slots,
+                           std::int64_t tiles) {
+  ExpertGroups groups{};
+  const auto carve = [&](Carver carver) {
+    groups.gate = carver.take<WeightRef>(experts);
+    groups.up = carver.take<WeightRef>(experts);
+    groups.down = carver.take<WeightRef>(experts);
+    groups.start = carver.take<std::int32_t>(experts + 1);
+    groups.token = carver.take<std::int32_t>(slots);
+    groups.slot_of = carver.take<std::int32_t>(slots);
+    groups.tiles = carver.take<TokenTile>(tiles);
+    groups.tile_count = carver.take<std::int32_t>(2);
+    return carver.bytes();
+  };
+  carve(Carver(memory.reserve<char>(carve(Carver(nullptr)))));
+  return groups;
+}
+
+// Of a slot: what its down projection gives, and before that its row of x with a scale.
+std::int64_t out_row_bytes(const ops::ExpertMlp& op) {
+  constexpr std::int64_t kFloat = sizeof(float);
+  const std::int64_t x_size = is_e4m3(op) ? 1 : std::int64_t(size_of(op.x.dtype));
+  return std::max(op.x.cols * kFloat, round_up<std::int64_t>(op.x.cols * x_size, 16) + kFloat);
+}
+
+// The experts' weights as the kernels that get them from the host take them.
+struct ExpertRefs {
+  std::vector<WeightRef> gate, up, down;
+  explicit ExpertRefs(std::span<const ops::Expert> experts) {
+    for (const ops::Expert& e : experts) {
+      gate.push_back(ref(e.gate));
+      up.push_back(ref(e.up));
+      down.push_back(ref(e.down));
+    }
+  }
+};
+
+// What both products of the slots have in common.
+Gemm slots_gemm(const ops::ExpertMlp& op, const ExpertKernel& kernel, const ExpertGroups& groups,
+                std::int64_t slots, std::int64_t tiles) {
+  Gemm g{};
+  g.x_type = op.x.dtype;
+  g.w_type = op.local.front().gate.data.dtype;
+  g.token_tile = kernel.token_tile;
+  g.args.tiles = groups.tiles;
+  g.args.tile_count = groups.tile_count;
+  g.args.max_tiles = int(tiles);
+  g.args.slots = slots;
+  return g;
+}
+
+// The experts' weights, all shaped as `first`; with `up` for SwiGLU.
+void set_experts(GemmArgs& args, const quant::Weight& first, const WeightRef* weights,
+                 const WeightRef* up) {
+  args.weights = weights;
+  args.up_weights = up;
+  args.w_scale_stride = first.scale.row_stride;
+  args.n = int(first.n());
+  args.k = int(first.k());
+}
+
+// For the product of what this one gave.
+void set_input_to_output(GemmArgs& args) {
+  args.x = args.y;
+  args.x_stride = args.y_stride;
+  args.x_scale = args.y_scale;
+  args.x_scale_stride = args.y_scale_stride;
+  args.rows = nullptr;
+}
+
+void multiply(cudaStream_t stream, const Gemm& g, const ExpertKernel& kernel,
+              const HostWeights& weights, int processors) {
+  if (kernel.tma)
+    gemm_tma(stream, g, weights, processors);
+  else if (kernel.persistent)
+    gemm_persistent(stream, g, weights, processors);
+  else if (g.w_type == DType::f8e4m3)
+    gemm_e4m3(stream, g, kernel.tiled);
+  else
+    gemm(stream, g, kernel.tiled, processors);
+}
+
 }  // namespace
 
 std::size_t CudaBackend::scratch_bytes() const {
@@ -151,6 +282,19 @@ E4m3Rows CudaBackend::e4m3_rows(E4m3Memory& memory, std::int64_t rows, std::int6
           .stride = stride,
           .scale = memory.scale.reserve<float>(rows * groups),
           .scale_stride = groups > 1 ? rows : 0};
+}
+
+E4m3Rows CudaBackend::hidden_e4m3_rows(std::int64_t rows, std::int64_t inter) {
+  return e4m3_rows(hidden_e4m3_, rows, inter, ceil_div(inter, quant::kE4m3Group));
+}
+
+View CudaBackend::hidden_rows(DType dtype, std::int64_t rows, std::int64_t inter) {
+  const auto size = std::int64_t(size_of(dtype));
+  const std::int64_t stride = round_up<std::int64_t>(inter * size, 16) / size;
+  View hidden =
+      matrix(expert_hidden_.reserve<char>(rows * stride * size), dtype, rows, inter, Device::cuda);
+  hidden.row_stride = stride;
+  return hidden;
 }
 
 E4m3Rows CudaBackend::quantised_slots(const ops::ExpertMlp& op, const ExpertGroups& groups,
@@ -242,137 +386,54 @@ void CudaBackend::dense_mlp(const ops::ExpertMlp& op) {
     require_one_type(expert.gate, expert.up);
     require_one_type(expert.gate, expert.down);
     const E4m3Rows x = quantised(op.x);
-    const E4m3Rows hidden =
-        e4m3_rows(hidden_e4m3_, op.x.rows, inter, ceil_div(inter, quant::kE4m3Group));
+    const E4m3Rows hidden = hidden_e4m3_rows(op.x.rows, inter);
     dense_e4m3(stream_, processors_, up_tile, x, op.x.rows, expert.gate, &expert.up, &hidden, {});
     dense_e4m3(stream_, processors_, down_tile, hidden, op.x.rows, expert.down, nullptr, nullptr,
                op.y);
     return;
   }
-  const auto size = std::int64_t(size_of(op.x.dtype));
-  const std::int64_t stride = round_up<std::int64_t>(inter * size, 16) / size;
-  View hidden = matrix(expert_hidden_.reserve<char>(op.x.rows * stride * size), op.x.dtype,
-                       op.x.rows, inter, Device::cuda);
-  hidden.row_stride = stride;
+  const View hidden = hidden_rows(op.x.dtype, op.x.rows, inter);
   dense(stream_, processors_, up_tile, op.x, expert.gate, &expert.up, hidden);
   dense(stream_, processors_, down_tile, hidden, expert.down, nullptr, op.y);
 }
 
+void CudaBackend::set_slots_input(GemmArgs& args, const ops::ExpertMlp& op,
+                                  const ExpertGroups& groups, void* spread) {
+  args.rows = spread ? nullptr : groups.token;
+  if (is_e4m3(op))
+    set_input(args, spread ? quantised_slots(op, groups, spread) : quantised(op.x));
+  else
+    set_input(args, spread ? slot_rows(op, groups, spread) : op.x);
+}
+
 ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices& group) {
-  const std::int64_t experts = std::int64_t(op.local.size());
+  require_kernels(op);
   const ops::Expert& first = op.local.front();
-  const DType weight_type = first.gate.data.dtype;
-  const bool e4m3 = weight_type == DType::f8e4m3;
-  if (e4m3) require_e4m3_activations(op.activations);
-  const std::int64_t most = first.gate.scale ? kMostE4m3Experts : kMostExperts;
-  OSTRO_SUPPORTED(experts <= most, "ExpertMlp on CUDA has kernels for up to ", most,
-                  " local experts of ", name(weight_type), ", not for ", experts);
-  bool all_aligned = true;
-  for (const ops::Expert& e : op.local) {
-    for (const auto& [w, like] :
-         {std::pair{&e.gate, &first.gate}, {&e.up, &first.up}, {&e.down, &first.down}}) {
-      OSTRO_SUPPORTED(w->data.dtype == weight_type && w->data.row_stride == like->data.row_stride &&
-                          (!w->is_int4() || w->scale.row_stride == like->scale.row_stride),
-                      "ExpertMlp on CUDA has kernels for experts of one type and row stride, not "
-                      "for ",
-                      describe(w->data), " beside ", describe(first.gate.data));
-      all_aligned = all_aligned && aligned(*w);
-    }
-  }
-
-  const std::int64_t tokens = op.x.rows, hidden = op.x.cols, inter = first.gate.n();
-  const std::int64_t slots = tokens * op.experts.cols;
-  const bool tensor_cores = !e4m3 && tensor_cores_take(op.x, weight_type, all_aligned);
-  Gemm g{};
-  const bool tiled = e4m3 ? all_aligned : tensor_cores;
-  g.token_tile = tiled  ? tile(ops::product(first.gate, true, experts), tokens)
-                 : e4m3 ? kUnalignedE4m3Tile
-                        : kSimpleTokenTile;
-  const bool persistent =
-      tiled && !is_integer(weight_type) && persistent_takes(g.token_tile, experts, e4m3);
-  const bool tma = !persistent && g.token_tile > kLargestTileWithoutTma;
-  // The copy engine takes rows that follow one another.
-  const bool in_slots = tma || (e4m3 && g.token_tile > kLargestTileWithoutTma);
-  g.x_type = op.x.dtype;
-  g.w_type = weight_type;
-  const std::int64_t tiles = most_tiles(slots, experts, g.token_tile);
-
-  ExpertGroups groups{};
-  const auto carve = [&](Carver carver) {
-    groups.gate = carver.take<WeightRef>(experts);
-    groups.up = carver.take<WeightRef>(experts);
-    groups.down = carver.take<WeightRef>(experts);
-    groups.start = carver.take<std::int32_t>(experts + 1);
-    groups.token = carver.take<std::int32_t>(slots);
-    groups.slot_of = carver.take<std::int32_t>(slots);
-    groups.tiles = carver.take<TokenTile>(tiles);
-    groups.tile_count = carver.take<std::int32_t>(2);
-    return carver.bytes();
-  };
-  carve(Carver(expert_index_.reserve<char>(carve(Carver(nullptr)))));
-  group(g.token_tile, groups);
-
-  std::vector<WeightRef> gate, up, down;
-  for (const ops::Expert& e : op.local) {
-    gate.push_back(ref(e.gate));
-    up.push_back(ref(e.up));
-    down.push_back(ref(e.down));
-  }
-  const auto multiply = [&] {
-    if (tma)
-      gemm_tma(stream_, g, {g.swiglu ? gate : down, up}, processors_);
-    else if (persistent)
-      gemm_persistent(stream_, g, {g.swiglu ? gate : down, up}, processors_);
-    else
-      e4m3 ? gemm_e4m3(stream_, g, all_aligned) : gemm(stream_, g, tensor_cores, processors_);
-  };
-  g.args.tiles = groups.tiles;
-  g.args.tile_count = groups.tile_count;
-  g.args.max_tiles = int(tiles);
-  g.args.slots = slots;
+  const auto experts = std::int64_t(op.local.size());
+  const std::int64_t slots = op.x.rows * op.experts.cols, inter = first.gate.n();
+  const ExpertKernel kernel =
+      expert_kernel(op, tile(ops::product(first.gate, true, experts), op.x.rows));
+  const std::int64_t tiles = most_tiles(slots, experts, kernel.token_tile);
+  const ExpertGroups groups = expert_groups(expert_index_, experts, slots, tiles);
+  group(kernel.token_tile, groups);
 
   // What down gives. Until then, the rows of x for the copy engine, in the slots' order.
-  constexpr std::int64_t kFloat = sizeof(float);
-  const std::int64_t x_size = e4m3 ? 1 : std::int64_t(size_of(op.x.dtype));
-  char* const out = expert_out_.reserve<char>(
-      slots * std::max(hidden * kFloat, round_up<std::int64_t>(hidden * x_size, 16) + kFloat));
-
-  // h = swiglu(gate x, up x) of every slot.
-  View h;
-  E4m3Rows h_e4m3{};
-  if (e4m3) {
-    h_e4m3 = e4m3_rows(hidden_e4m3_, slots, inter, ceil_div(inter, quant::kE4m3Group));
-    set_input(g.args, in_slots ? quantised_slots(op, groups, out) : quantised(op.x));
-    set_output(g.args, h_e4m3);
-  } else {
-    const auto size = std::int64_t(size_of(op.x.dtype));
-    const std::int64_t stride = round_up<std::int64_t>(inter * size, 16) / size;
-    h = matrix(expert_hidden_.reserve<char>(slots * stride * size), op.x.dtype, slots, inter,
-               Device::cuda);
-    h.row_stride = stride;
-    set_input(g.args, in_slots ? slot_rows(op, groups, out) : op.x);
-    set_output(g.args, h);
-  }
-  g.args.rows = in_slots ? nullptr : groups.token;
-  g.args.weights = groups.gate;
-  g.args.up_weights = groups.up;
-  g.args.w_scale_stride = first.gate.scale.row_stride;
-  g.args.n = int(inter);
-  g.args.k = int(hidden);
+  char* const out = expert_out_.reserve<char>(slots * out_row_bytes(op));
+  const ExpertRefs refs(op.local);
+  Gemm g = slots_gemm(op, kernel, groups, slots, tiles);
+  set_slots_input(g.args, op, groups, kernel.in_slots ? out : nullptr);
+  is_e4m3(op) ? set_output(g.args, hidden_e4m3_rows(slots, inter))
+              : set_output(g.args, hidden_rows(op.x.dtype, slots, inter));
+  set_experts(g.args, first.gate, groups.gate, groups.up);
   g.swiglu = true;
-  if (inter > 0) multiply();
+  if (inter > 0) multiply(stream_, g, kernel, {refs.gate, refs.up}, processors_);
 
-  // The down projection of every slot.
-  e4m3 ? set_input(g.args, h_e4m3) : set_input(g.args, h);
-  set_output(g.args, matrix(out, DType::f32, slots, hidden, Device::cuda));
-  g.args.rows = nullptr;
-  g.args.weights = groups.down;
-  g.args.w_scale_stride = first.down.scale.row_stride;
-  g.args.n = int(hidden);
-  g.args.k = int(inter);
+  set_input_to_output(g.args);
+  set_output(g.args, matrix(out, DType::f32, slots, op.x.cols, Device::cuda));
+  set_experts(g.args, first.down, groups.down, nullptr);
   g.swiglu = false;
   g.listed = inter > 0;
-  multiply();
+  multiply(stream_, g, kernel, {refs.down, {}}, processors_);
   return {.slot_of = groups.slot_of, .out = reinterpret_cast<const float*>(out)};
 }
 
