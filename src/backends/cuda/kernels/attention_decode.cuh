@@ -146,7 +146,7 @@ __device__ inline void compute_decode(const AttentionArgs& a, std::uint32_t shar
 
   int tile = 0;  // before this round
   for (int i = 0;; ++i) {
-    ptx::barrier_wait(L::item_full(shared, i), L::item_parity(i));
+    ptx::barrier_wait(L::Items::full(shared, i), L::Items::parity(i));
     const DecodeItem item = *reinterpret_cast<const DecodeItem*>(shared_data + L::kItem +
                                                                  i % L::kItems * L::kItemBytes);
     if (item.token < 0) return;
@@ -164,7 +164,7 @@ __device__ inline void compute_decode(const AttentionArgs& a, std::uint32_t shar
         q[k][2 * j + 1] = 0;
       }
     __syncwarp();
-    if (lane == 0) ptx::barrier_arrive(L::item_empty(shared, i));
+    if (lane == 0) ptx::barrier_arrive(L::Items::empty(shared, i));
     float scale_log2[2] = {a.scale_log2, a.scale_log2};
     if constexpr (kWiden && !std::is_same_v<T, __half>) {
       to_half(q, scale_log2);
@@ -205,10 +205,10 @@ __device__ inline void compute_decode(const AttentionArgs& a, std::uint32_t shar
       };
       DecodeScores s;
       if (warp < count) {
-        ptx::barrier_wait(L::full(shared, tile + warp), L::parity(tile + warp));
-        decode_scores<C, V, kHead>(L::stage(shared, tile + warp), q, s);
+        ptx::barrier_wait(L::Tiles::full(shared, tile + warp), L::Tiles::parity(tile + warp));
+        decode_scores<C, V, kHead>(L::Tiles::at(shared, tile + warp), q, s);
         __syncwarp();
-        if (lane < kRoundTiles) ptx::barrier_arrive(L::empty(shared, tile + warp));
+        if (lane < kRoundTiles) ptx::barrier_arrive(L::Tiles::empty(shared, tile + warp));
         if (partly_seen(warp)) {
 #pragma unroll
           for (int m = 0; m < kPositions / 16; ++m)
@@ -296,7 +296,7 @@ __device__ inline void compute_decode(const AttentionArgs& a, std::uint32_t shar
         for (int n = 0; n < kCount; ++n)
 #pragma unroll
           for (int j = 0; j < 4; ++j) sum[n][j] *= keep[t][j % 2];
-        ptx::barrier_wait(L::full(shared, of), L::parity(of));
+        ptx::barrier_wait(L::Tiles::full(shared, of), L::Tiles::parity(of));
         if (partly_seen(t)) {
           // Values that nobody sees came along; a weight of 0 would not keep a NaN out.
           constexpr int kChunks = kHead * int(sizeof(C)) / 16 / kRoundTiles;
@@ -305,15 +305,15 @@ __device__ inline void compute_decode(const AttentionArgs& a, std::uint32_t shar
             if (position >= item.begin && position < item.end) continue;
 #pragma unroll
             for (int c = 0; c < kChunks; ++c)
-              ptx::store16(L::stage(shared, of) + L::at(p, warp * kChunks + c),
+              ptx::store16(L::Tiles::at(shared, of) + L::at(p, warp * kChunks + c),
                            make_uint4(0, 0, 0, 0));
           }
           ptx::fence_async_proxy();  // the bulk copy engine writes there next
           __syncwarp();
         }
-        decode_sums<C, V, kHead>(L::stage(shared, of), warp, weights, sum);
+        decode_sums<C, V, kHead>(L::Tiles::at(shared, of), warp, weights, sum);
         __syncwarp();
-        if (lane == 0) ptx::barrier_arrive(L::empty(shared, of));
+        if (lane == 0) ptx::barrier_arrive(L::Tiles::empty(shared, of));
       }
       tile += 2 * count;
 
@@ -373,14 +373,8 @@ __global__ void __launch_bounds__(DecodeLayout<C, kHead>::kThreads, decode_block
   const std::uint32_t shared = (ptx::shared_address(shared_raw) + 1023) & ~1023u;
   unsigned char* const shared_data = shared_raw + (shared - ptx::shared_address(shared_raw));
   if (threadIdx.x == 0) {
-    for (int i = 0; i < L::kStages; ++i) {
-      ptx::barrier_init(L::full(shared, i), 1);
-      ptx::barrier_init(L::empty(shared, i), kRoundTiles);
-    }
-    for (int i = 0; i < L::kItems; ++i) {
-      ptx::barrier_init(L::item_full(shared, i), 1);
-      ptx::barrier_init(L::item_empty(shared, i), kRoundTiles);
-    }
+    L::Tiles::init(shared, 1, kRoundTiles);
+    L::Items::init(shared, 1, kRoundTiles);
     ptx::barrier_init_fence();
     ptx::prefetch_map(maps.k);
     ptx::prefetch_map(maps.v);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backends/cuda/kernels/attention_boxes.cuh"
+#include "backends/cuda/kernels/attention_ring.cuh"
 #include "backends/cuda/kernels/attention_rows.cuh"
 #include "backends/cuda/ptx/cp_async.cuh"
 #include "backends/cuda/ptx/mbarrier.cuh"
@@ -32,33 +33,12 @@ struct DecodeLayout {
   static constexpr int kItem = kMost + kRoundTiles * kMostDecodeGroup * 4;
   static constexpr int kItemBytes = 32;
   static constexpr int kBarriers = kItem + kItems * kItemBytes;
-  static constexpr int kItemBarriers = kBarriers + 2 * kStages * 8;
-  static constexpr int kSharedBytes = kItemBarriers + 2 * kItems * 8 + 1024;
+  using Tiles = Ring<kStages, 0, kTileBytes, kBarriers>;
+  using Items = Ring<kItems, kItem, kItemBytes, Tiles::kEnd>;
+  static constexpr int kSharedBytes = Items::kEnd + 1024;
   static_assert((kSharedBytes + 1024) * decode_blocks(sizeof(C)) <= 228 << 10);
 
-  // Of the i-th tile, and the i-th item, of a block.
-  __device__ static std::uint32_t stage(std::uint32_t shared, int i) {
-    return shared + i % kStages * kTileBytes;
-  }
-  __device__ static std::uint32_t full(std::uint32_t shared, int i) {
-    return shared + kBarriers + i % kStages * 8;
-  }
-  __device__ static std::uint32_t empty(std::uint32_t shared, int i) {
-    return full(shared, i) + kStages * 8;
-  }
-  __device__ static std::uint32_t parity(int i) { return i / kStages & 1; }
-  __device__ static std::uint32_t item_full(std::uint32_t shared, int i) {
-    return shared + kItemBarriers + i % kItems * 8;
-  }
-  __device__ static std::uint32_t item_empty(std::uint32_t shared, int i) {
-    return item_full(shared, i) + kItems * 8;
-  }
-  __device__ static std::uint32_t item_parity(int i) { return i / kItems & 1; }
-
-  // Where chunk c (16 bytes) of position p stands in a tile.
-  __device__ static std::uint32_t at(int p, int c) {
-    return c / 8 * kBlockBytes + p * 128 + ((c % 8 ^ p % 8) << 4);
-  }
+  __device__ static std::uint32_t at(int p, int c) { return swizzled_at<kBlockBytes>(p, c); }
 };
 
 // What one item sees: positions [begin, end), none if begin >= end. token < 0: no item follows.
@@ -136,11 +116,11 @@ struct DecodeLoader {
 
   // Gives the item to the warps that compute, its queries with it.
   __device__ void tell(const DecodeItem& item) {
-    ptx::barrier_wait(L::item_empty(shared, items), L::item_parity(items) ^ 1);
+    ptx::barrier_wait(L::Items::empty(shared, items), L::Items::parity(items) ^ 1);
     if (lane == 0) {
       const int at = items % L::kItems;
       *reinterpret_cast<DecodeItem*>(shared_data + L::kItem + at * L::kItemBytes) = item;
-      const std::uint32_t full = L::item_full(shared, items);
+      const std::uint32_t full = L::Items::full(shared, items);
       if (item.token < 0) {
         ptx::barrier_arrive(full);
       } else {
@@ -169,13 +149,15 @@ struct DecodeLoader {
       for (int is_value = 0; is_value < 2; ++is_value)
         for (int t = t0; t <= t1; ++t, ++tiles_done) {
           const int box_row = __shfl_sync(~0u, row, t % kRoundTiles * boxes + box);
-          ptx::barrier_wait(L::empty(shared, tiles_done), L::parity(tiles_done) ^ 1);
-          if (lane == 0) ptx::barrier_arrive_expect(L::full(shared, tiles_done), L::kTileBytes);
+          ptx::barrier_wait(L::Tiles::empty(shared, tiles_done), L::Tiles::parity(tiles_done) ^ 1);
+          if (lane == 0)
+            ptx::barrier_arrive_expect(L::Tiles::full(shared, tiles_done), L::kTileBytes);
           __syncwarp();
           if (block < L::kBlocks)
-            ptx::copy_box(
-                L::stage(shared, tiles_done) + block * L::kBlockBytes + box * maps.box_tokens * 128,
-                is_value ? maps.v : maps.k, 128 * block, box_row, L::full(shared, tiles_done));
+            ptx::copy_box(L::Tiles::at(shared, tiles_done) + block * L::kBlockBytes +
+                              box * maps.box_tokens * 128,
+                          is_value ? maps.v : maps.k, 128 * block, box_row,
+                          L::Tiles::full(shared, tiles_done));
         }
       row = next_row;
     }

@@ -77,14 +77,14 @@ __device__ inline void compute_prompt_rows(const AttentionArgs& a, const BlockRo
   const auto keys_of = [&](int i) { return 2 * (done + i); };
   const auto values_of = [&](int i) { return 2 * (done + i) + 1; };
   const auto wait_full = [&](int tile) {
-    ptx::barrier_wait(L::full(shared, tile), L::parity(tile));
+    ptx::barrier_wait(L::Tiles::full(shared, tile), L::Tiles::parity(tile));
   };
   const auto release = [&](int tile) {
     __syncwarp();
-    if (lane == 0) ptx::barrier_arrive(L::empty(shared, tile));
+    if (lane == 0) ptx::barrier_arrive(L::Tiles::empty(shared, tile));
   };
   const auto start_scores = [&](int i) {
-    const std::uint64_t keys = ptx::swizzled_tile(L::stage(shared, keys_of(i)));
+    const std::uint64_t keys = ptx::swizzled_tile(L::Tiles::at(shared, keys_of(i)));
 #pragma unroll
     for (int k = 0; k < kHead / 16; ++k)
       ptx::WgmmaRegisters<V, L::kStep>::template run<false>(
@@ -129,7 +129,7 @@ __device__ inline void compute_prompt_rows(const AttentionArgs& a, const BlockRo
       for (int j = 0; j < 4; ++j)
         weights[k][j] = rounded_pair<V>(s[8 * k + 2 * j], s[8 * k + 2 * j + 1]);
     wait_full(values_of(i));
-    const std::uint32_t tile = L::stage(shared, values_of(i));
+    const std::uint32_t tile = L::Tiles::at(shared, values_of(i));
     const bool grows = kTwoTiles && ptx::named_barrier_any(
                                         3 + group, 128, keep_second[0] != 1 || keep_second[1] != 1);
     values.choose(tile, hides(i));
@@ -251,14 +251,8 @@ __global__ void __launch_bounds__(384, 1)
   unsigned char* const shared_data = shared_raw + (shared - ptx::shared_address(shared_raw));
   begin_kernel();
   if (threadIdx.x == 0) {
-    for (int i = 0; i < L::kStages; ++i) {
-      ptx::barrier_init(L::full(shared, i), kWiden ? 4 : 1);  // the warps that load
-      ptx::barrier_init(L::empty(shared, i), 4 * L::kGroups);
-    }
-    for (int i = 0; kWiden && i < L::kRawStages; ++i) {
-      ptx::barrier_init(L::raw_full(shared, i), 1);
-      ptx::barrier_init(L::raw_empty(shared, i), 4);
-    }
+    L::Tiles::init(shared, kWiden ? 4 : 1, 4 * L::kGroups);  // the warps that load and compute
+    if (kWiden) L::Raw::init(shared, 1, 4);
     ptx::barrier_init_fence();
   }
   if (threadIdx.x < 64) {

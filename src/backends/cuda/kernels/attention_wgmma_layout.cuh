@@ -1,6 +1,7 @@
 // Shared memory of attention_wgmma.cuh.
 #pragma once
 
+#include "backends/cuda/kernels/attention_ring.cuh"
 #include "backends/cuda/kernels/attention_rows.cuh"
 
 namespace ostro::cuda {
@@ -27,38 +28,13 @@ struct PromptLayout {
   static constexpr int kRawStages = 4;
   static constexpr int kRawTileBytes = kPositions * 128;
   static constexpr int kRawStageBytes = 2 * kRawTileBytes;
-  // Of each stage: that it is full, that it is empty again.
   static constexpr int kBarriers = kRaw + (kWiden ? kRawStages * kRawStageBytes : 0);
-  static constexpr int kRawBarriers = kBarriers + 2 * kStages * 8;
-  static constexpr int kSharedBytes = kRawBarriers + 2 * kRawStages * 8 + 1024;
+  using Tiles = Ring<kStages, 0, kTileBytes, kBarriers>;
+  using Raw = Ring<kRawStages, kRaw, kRawStageBytes, Tiles::kEnd>;
+  static constexpr int kSharedBytes = Raw::kEnd + 1024;
   static_assert(kSharedBytes <= 227 << 10);
 
-  // Of the i-th tile of a block.
-  __device__ static std::uint32_t stage(std::uint32_t shared, int i) {
-    return shared + i % kStages * kTileBytes;
-  }
-  __device__ static std::uint32_t full(std::uint32_t shared, int i) {
-    return shared + kBarriers + i % kStages * 8;
-  }
-  __device__ static std::uint32_t empty(std::uint32_t shared, int i) {
-    return full(shared, i) + kStages * 8;
-  }
-  __device__ static std::uint32_t parity(int i) { return i / kStages & 1; }
-  __device__ static std::uint32_t raw_stage(std::uint32_t shared, int i) {
-    return shared + kRaw + i % kRawStages * kRawStageBytes;
-  }
-  __device__ static std::uint32_t raw_full(std::uint32_t shared, int i) {
-    return shared + kRawBarriers + i % kRawStages * 8;
-  }
-  __device__ static std::uint32_t raw_empty(std::uint32_t shared, int i) {
-    return raw_full(shared, i) + kRawStages * 8;
-  }
-  __device__ static std::uint32_t raw_parity(int i) { return i / kRawStages & 1; }
-
-  // Where chunk c (16 bytes) of position p stands in a tile.
-  __device__ static std::uint32_t at(int p, int c) {
-    return c / 8 * kBlockBytes + p * 128 + ((c % 8 ^ p % 8) << 4);
-  }
+  __device__ static std::uint32_t at(int p, int c) { return swizzled_at<kBlockBytes>(p, c); }
 };
 
 }  // namespace ostro::cuda

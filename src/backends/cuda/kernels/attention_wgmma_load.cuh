@@ -42,12 +42,12 @@ __device__ inline void load_prompt_boxes(const AttentionArgs& a, const BlockRows
 #pragma unroll
     for (int is_value = 0; is_value < 2; ++is_value) {
       const int tile = 2 * (done + i) + is_value;
-      ptx::barrier_wait(L::empty(shared, tile), L::parity(tile) ^ 1);
-      if (lane == 0) ptx::barrier_arrive_expect(L::full(shared, tile), L::kTileBytes);
+      ptx::barrier_wait(L::Tiles::empty(shared, tile), L::Tiles::parity(tile) ^ 1);
+      if (lane == 0) ptx::barrier_arrive_expect(L::Tiles::full(shared, tile), L::kTileBytes);
       __syncwarp();
       if (mine)
-        ptx::copy_box(L::stage(shared, tile) + half * L::kBlockBytes + in_tile * 128,
-                      is_value ? maps.v : maps.k, 128 * half, row, L::full(shared, tile));
+        ptx::copy_box(L::Tiles::at(shared, tile) + half * L::kBlockBytes + in_tile * 128,
+                      is_value ? maps.v : maps.k, 128 * half, row, L::Tiles::full(shared, tile));
     }
     row = next;
   }
@@ -66,12 +66,12 @@ __device__ inline void load_prompt_e4m3(const AttentionArgs& a, const BlockRows&
     const int in_tile = lane / 2 * maps.box_tokens;
     const bool mine = in_tile < kPositions;
     const int row = mine ? box_row(a, b, (first + i) * kPositions + in_tile, maps.box_tokens) : 0;
-    ptx::barrier_wait(L::raw_empty(shared, done + i), L::raw_parity(done + i) ^ 1);
-    if (lane == 0) ptx::barrier_arrive_expect(L::raw_full(shared, done + i), L::kRawStageBytes);
+    ptx::barrier_wait(L::Raw::empty(shared, done + i), L::Raw::parity(done + i) ^ 1);
+    if (lane == 0) ptx::barrier_arrive_expect(L::Raw::full(shared, done + i), L::kRawStageBytes);
     __syncwarp();
     const std::uint32_t to =
-        L::raw_stage(shared, done + i) + is_value * L::kRawTileBytes + in_tile * 128;
-    if (mine) ptx::copy_box(to, is_value ? maps.v : maps.k, 0, row, L::raw_full(shared, done + i));
+        L::Raw::at(shared, done + i) + is_value * L::kRawTileBytes + in_tile * 128;
+    if (mine) ptx::copy_box(to, is_value ? maps.v : maps.k, 0, row, L::Raw::full(shared, done + i));
   };
   // A thread widens one chunk of 16 bytes of four positions. Those of eight threads that access
   // shared memory together are in other banks both where they are read and where they are written.
@@ -98,18 +98,18 @@ __device__ inline void load_prompt_e4m3(const AttentionArgs& a, const BlockRows&
   for (int i = 0; i < steps; ++i) {
     const int ahead = i + L::kRawStages - 1, keys = 2 * (done + i), values = keys + 1;
     if (fetches && ahead < steps) fetch(ahead);
-    ptx::barrier_wait(L::raw_full(shared, done + i), L::raw_parity(done + i));
-    const std::uint32_t from = L::raw_stage(shared, done + i);
-    ptx::barrier_wait(L::empty(shared, keys), L::parity(keys) ^ 1);
-    widen(from, L::stage(shared, keys));
-    ptx::barrier_wait(L::empty(shared, values), L::parity(values) ^ 1);
-    widen(from + L::kRawTileBytes, L::stage(shared, values));
+    ptx::barrier_wait(L::Raw::full(shared, done + i), L::Raw::parity(done + i));
+    const std::uint32_t from = L::Raw::at(shared, done + i);
+    ptx::barrier_wait(L::Tiles::empty(shared, keys), L::Tiles::parity(keys) ^ 1);
+    widen(from, L::Tiles::at(shared, keys));
+    ptx::barrier_wait(L::Tiles::empty(shared, values), L::Tiles::parity(values) ^ 1);
+    widen(from + L::kRawTileBytes, L::Tiles::at(shared, values));
     ptx::fence_async_proxy();  // for wgmma, and for the copy that comes to `from` next
     __syncwarp();
     if (lane == 0) {
-      ptx::barrier_arrive(L::full(shared, keys));
-      ptx::barrier_arrive(L::full(shared, values));
-      ptx::barrier_arrive(L::raw_empty(shared, done + i));
+      ptx::barrier_arrive(L::Tiles::full(shared, keys));
+      ptx::barrier_arrive(L::Tiles::full(shared, values));
+      ptx::barrier_arrive(L::Raw::empty(shared, done + i));
     }
   }
 }
