@@ -11,8 +11,9 @@
 // where() the line that threw.
 #pragma once
 
+#include <ostream>
 #include <source_location>
-#include <sstream>
+#include <span>
 #include <stdexcept>
 #include <string>
 
@@ -41,12 +42,28 @@ struct InternalError : Error {
   using Error::Error;
 };
 
+namespace internal {
+// A value and how to write it.
+struct Part {
+  const void* value;
+  void (*write)(std::ostream&, const void* value);
+};
+template <class T>
+Part part(const T& value) {
+  return {&value, [](std::ostream& out, const void* v) { out << *static_cast<const T*>(v); }};
+}
+template <std::size_t N>
+Part part(const char (&value)[N]) {  // one function for literals of all lengths
+  return {value, [](std::ostream& out, const void* v) { out << static_cast<const char*>(v); }};
+}
+std::string join(std::span<const Part> parts);
+}  // namespace internal
+
 // Joins its arguments with operator<<; used only on the failing path.
 template <class... Args>
 std::string text(const Args&... args) {
-  std::ostringstream out;
-  (out << ... << args);
-  return out.str();
+  const internal::Part parts[] = {internal::part(args)...};
+  return internal::join(parts);
 }
 
 // The message of the failed system call: "No space left on device (errno 28)".

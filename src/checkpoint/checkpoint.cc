@@ -12,7 +12,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t kLongestConfig = 16 << 20;
+constexpr std::size_t kLongestModelConfig = 16 << 20;
 constexpr std::size_t kLongestIndex = 256 << 20;
 // A page fault maps this much around the page (fault_around_bytes), released parts included.
 constexpr std::size_t kFaultAround = 64 << 10;
@@ -105,7 +105,7 @@ Checkpoint::Checkpoint(const fs::path& dir) : dir_(dir) {
 void Checkpoint::find_hugging_face() {
   format_ = Format::hugging_face;
   config_path_ = dir_ / "config.json";
-  config_text_ = read_file(config_path_, kLongestConfig);
+  config_text_ = read_file(config_path_, kLongestModelConfig);
   for (const char* name : {"model.safetensors", "pytorch_model.bin"}) {
     const fs::path index = dir_ / (std::string(name) + ".index.json");
     if (present(index)) return open_index(index);
@@ -137,7 +137,7 @@ void Checkpoint::find_meta() {
   if (config_path_.empty() || present(index) || single || !shards.empty()) {
     format_ = Format::meta;
     config_path_ = dir_ / "params.json";
-    config_text_ = read_file(config_path_, kLongestConfig);
+    config_text_ = read_file(config_path_, kLongestModelConfig);
   }
   if (present(index)) return open_index(index);
   if (single) return add_file(dir_ / "consolidated.safetensors", false);

@@ -23,6 +23,9 @@ class Checksum {
   std::unique_ptr<State> state_;
 };
 
+// The longest config.json of an engine that is read, in bytes.
+inline constexpr std::size_t kLongestConfig = 64 << 20;
+
 // Of an engine's configuration without its "config_checksum", whatever the order of its keys and
 // its spaces.
 std::string config_checksum(const nlohmann::json& config);

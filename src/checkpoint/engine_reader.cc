@@ -14,7 +14,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t kLongestConfig = 64 << 20;
 constexpr std::int64_t kMostRanks = 65536;
 
 std::string range_text(const char* what, const Range& r) {

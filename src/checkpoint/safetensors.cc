@@ -192,7 +192,7 @@ void check_layout(const SafetensorsHeader& header, std::uint64_t data_bytes,
                 " bytes of data, but its header describes only ", expected);
 }
 
-void refuse_foreign(std::string_view file, const std::string& path) {
+void refuse_pointer_or_stub(std::string_view file, const std::string& path) {
   OSTRO_REQUIRE(!file.starts_with("version https://git-lfs"), path,
                 " is a Git LFS pointer, not the weights: run `git lfs pull` in its directory");
   OSTRO_REQUIRE(file.size() >= kLengthBytes, path, " has ", file.size(),
@@ -203,7 +203,7 @@ void refuse_foreign(std::string_view file, const std::string& path) {
 
 SafetensorsHeader parse_safetensors(std::span<const std::byte> file, const std::string& path) {
   const std::string_view content(reinterpret_cast<const char*>(file.data()), file.size());
-  refuse_foreign(content, path);
+  refuse_pointer_or_stub(content, path);
   std::uint64_t length = 0;
   std::memcpy(&length, content.data(), kLengthBytes);
   OSTRO_REQUIRE(length <= kLongestHeader, path, " says that its header has ", length,

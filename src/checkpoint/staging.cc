@@ -17,13 +17,12 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "checkpoint/checksum.h"
 
 namespace ostro::checkpoint {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr std::size_t kLongestConfig = 64 << 20;
 
 [[noreturn]] void throw_unwritable(const fs::path& target, int error) {
   const std::string message = text("cannot write the engine to ", target.string(), ": ",

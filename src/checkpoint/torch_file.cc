@@ -13,7 +13,7 @@ constexpr const char* kSaveAgain =
     "save it again with a current PyTorch: torch.save(torch.load(\"FILE\", map_location=\"cpu\"), "
     "\"FILE\")";
 
-void refuse_foreign(std::string_view file, const std::string& path) {
+void refuse_what_torch_did_not_write(std::string_view file, const std::string& path) {
   OSTRO_REQUIRE(!file.starts_with("version https://git-lfs"), path,
                 " is a Git LFS pointer, not the weights: run `git lfs pull` in its directory");
   // Before version 1.6, torch.save wrote several pickles one after the other.
@@ -30,7 +30,7 @@ void refuse_foreign(std::string_view file, const std::string& path) {
 
 std::vector<TensorInfo> parse_torch_file(std::span<const std::byte> file, const std::string& path) {
   const std::string_view content(reinterpret_cast<const char*>(file.data()), file.size());
-  refuse_foreign(content, path);
+  refuse_what_torch_did_not_write(content, path);
   const std::vector<ZipEntry> entries = parse_zip(file, path);
   std::unordered_map<std::string_view, const ZipEntry*> by_name;
   for (const ZipEntry& e : entries) by_name.emplace(e.name, &e);

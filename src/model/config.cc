@@ -12,8 +12,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t kMost = std::int64_t{1} << 40;
-
 std::string_view name_of(RopeScaling::Type type) {
   switch (type) {
     case RopeScaling::Type::none:
@@ -49,7 +47,8 @@ RopeScaling parse_rope_scaling(const JsonObject& rope, std::int64_t context) {
   scaling.type = scaling_type(type, rope.source());
   if (scaling.type == RopeScaling::Type::none) return scaling;
   scaling.factor = rope.number("factor");
-  scaling.original_context = rope.integer_or("original_max_position_embeddings", context, 1, kMost);
+  scaling.original_context =
+      rope.integer_or("original_max_position_embeddings", context, 1, kLargestDimension);
   if (scaling.type == RopeScaling::Type::llama3) {
     scaling.low_freq_factor = rope.number("low_freq_factor");
     scaling.high_freq_factor = rope.number("high_freq_factor");
@@ -124,17 +123,17 @@ ModelConfig from_engine(const json& section, std::string_view source) {
   const JsonObject o(section, source);
   ModelConfig c;
   c.architecture = o.string("architecture");
-  c.vocab = o.integer("vocab", 1, kMost);
-  c.hidden = o.integer("hidden", 1, kMost);
-  c.layers = o.integer("layers", 1, kMost);
-  c.heads = o.integer("heads", 1, kMost);
-  c.kv_heads = o.integer("kv_heads", 1, kMost);
-  c.head_dim = o.integer("head_dim", 1, kMost);
-  c.inter = o.integer("inter", 1, kMost);
+  c.vocab = o.integer("vocab", 1, kLargestDimension);
+  c.hidden = o.integer("hidden", 1, kLargestDimension);
+  c.layers = o.integer("layers", 1, kLargestDimension);
+  c.heads = o.integer("heads", 1, kLargestDimension);
+  c.kv_heads = o.integer("kv_heads", 1, kLargestDimension);
+  c.head_dim = o.integer("head_dim", 1, kLargestDimension);
+  c.inter = o.integer("inter", 1, kLargestDimension);
   c.experts = o.integer("experts", 0, 1024);
   c.top_k = o.integer("top_k", 0, 1024);
-  c.context = o.integer("context", 1, kMost);
-  c.window = o.integer("window", 0, kMost);
+  c.context = o.integer("context", 1, kLargestDimension);
+  c.window = o.integer("window", 0, kLargestDimension);
   c.norm_eps = o.number("norm_eps");
   const JsonObject rope(o.at("rope"), source);
   c.rope_theta = rope.number("theta");
@@ -142,7 +141,7 @@ ModelConfig from_engine(const json& section, std::string_view source) {
   c.tied_embeddings = o.boolean_or("tied_embeddings", false);
   c.renormalize = o.boolean_or("renormalize", true);
   c.dtype = parse_dtype(o.string("dtype"), source);
-  c.bos = o.integer_or("bos", -1, -1, kMost);
+  c.bos = o.integer_or("bos", -1, -1, kLargestDimension);
   const json& eos = o.at("eos");
   OSTRO_REQUIRE(eos.is_array(), source, ": \"eos\" is ", shown(eos), "; it must be a list");
   for (const json& id : eos) {

@@ -32,6 +32,9 @@ struct Quantization {
   bool operator==(const Quantization&) const = default;
 };
 
+// The largest dimension or vocabulary that a configuration may name.
+inline constexpr std::int64_t kLargestDimension = std::int64_t{1} << 40;
+
 struct ModelConfig {
   std::string architecture;  // "MixtralForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"
   std::int64_t vocab = 0;

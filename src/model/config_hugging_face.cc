@@ -13,8 +13,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t kMost = std::int64_t{1} << 40;
-
 // Read below, or checked below to have the one value that the forward pass honours.
 constexpr const char* kHonoured[] = {"architectures",
                                      "attention_bias",
@@ -180,8 +178,8 @@ ModelConfig from_hugging_face(std::string_view text, std::string_view source) {
   c.architecture = architecture_of(o);
   refuse_what_is_not_honoured(o);
 
-  c.vocab = o.integer("vocab_size", 1, kMost);
-  c.hidden = o.integer("hidden_size", 1, kMost);
+  c.vocab = o.integer("vocab_size", 1, kLargestDimension);
+  c.hidden = o.integer("hidden_size", 1, kLargestDimension);
   c.layers = o.integer("num_hidden_layers", 1, 100000);
   c.heads = o.integer("num_attention_heads", 1, 100000);
   // What an absent key means is transformers' choice: null is the number of heads in all three, but
@@ -193,16 +191,17 @@ ModelConfig from_hugging_face(std::string_view text, std::string_view source) {
     OSTRO_REQUIRE(c.hidden % c.heads == 0, source, ": hidden_size ", c.hidden,
                   " is not a multiple of num_attention_heads ", c.heads,
                   " and there is no head_dim");
-  c.head_dim = o.integer_or("head_dim", c.hidden / c.heads, 1, kMost);
-  c.inter = o.integer("intermediate_size", 1, kMost);
+  c.head_dim = o.integer_or("head_dim", c.hidden / c.heads, 1, kLargestDimension);
+  c.inter = o.integer("intermediate_size", 1, kLargestDimension);
   if (c.architecture == "MixtralForCausalLM") {
     c.experts = o.integer("num_local_experts", 1, 1024);
     c.top_k = o.integer("num_experts_per_tok", 1, 1024);
   }
-  c.context = o.integer("max_position_embeddings", 1, kMost);
+  c.context = o.integer("max_position_embeddings", 1, kLargestDimension);
   const bool says_window = o.value().contains("sliding_window");
   const bool mistral = c.architecture == "MistralForCausalLM";
-  c.window = o.integer_or("sliding_window", mistral && !says_window ? 4096 : 0, 1, kMost);
+  c.window =
+      o.integer_or("sliding_window", mistral && !says_window ? 4096 : 0, 1, kLargestDimension);
   c.norm_eps = o.number("rms_norm_eps");
 
   // transformers 5 keeps everything in rope_parameters; before, rope_theta stood at the top level.
@@ -256,22 +255,22 @@ ModelConfig from_params(std::string_view text, std::string_view source, std::int
                     "\": ", shown(value), ", which Ostro does not honour");
   ModelConfig c;
   c.vocab = vocab_rows;
-  const std::int64_t vocab = o.integer_or("vocab_size", -1, -1, kMost);
+  const std::int64_t vocab = o.integer_or("vocab_size", -1, -1, kLargestDimension);
   OSTRO_REQUIRE(vocab == -1 || vocab == vocab_rows, source, ": \"vocab_size\" is ", vocab,
                 ", the embedding has ", vocab_rows, " rows");
-  c.hidden = o.integer("dim", 1, kMost);
+  c.hidden = o.integer("dim", 1, kLargestDimension);
   c.layers = o.integer("n_layers", 1, 100000);
   c.heads = o.integer("n_heads", 1, 100000);
   c.kv_heads = o.integer_or("n_kv_heads", c.heads, 1, 100000);
   OSTRO_REQUIRE(o.has("head_dim") || c.hidden % c.heads == 0, source, ": dim ", c.hidden,
                 " is not a multiple of n_heads ", c.heads, " and there is no head_dim");
-  c.head_dim = o.integer_or("head_dim", c.hidden / c.heads, 1, kMost);
+  c.head_dim = o.integer_or("head_dim", c.hidden / c.heads, 1, kLargestDimension);
   c.inter = inter;
-  const std::int64_t hidden_dim = o.integer_or("hidden_dim", inter, 1, kMost);
+  const std::int64_t hidden_dim = o.integer_or("hidden_dim", inter, 1, kLargestDimension);
   OSTRO_REQUIRE(hidden_dim == inter, source, ": \"hidden_dim\" is ", hidden_dim,
                 ", the feed-forward weights have ", inter, " rows");
   c.norm_eps = o.number("norm_eps");
-  c.window = o.integer_or("sliding_window", 0, 1, kMost);
+  c.window = o.integer_or("sliding_window", 0, 1, kLargestDimension);
   c.architecture = "LlamaForCausalLM";
   if (o.has("moe")) {
     const JsonObject moe(o.at("moe"), source);
@@ -281,14 +280,14 @@ ModelConfig from_params(std::string_view text, std::string_view source, std::int
   }
   // Mistral's reference code takes 1e6 for a mixture of experts that does not say; Meta's 1e4.
   c.rope_theta = o.number_or("rope_theta", c.experts > 0 ? 1e6 : 1e4);
-  c.context = o.integer_or("max_seq_len", c.experts > 0 ? 32768 : 4096, 1, kMost);
+  c.context = o.integer_or("max_seq_len", c.experts > 0 ? 32768 : 4096, 1, kLargestDimension);
   if (o.boolean_or("use_scaled_rope", false)) {
     c.rope_scaling = {.type = RopeScaling::Type::llama3,
                       .factor = 8,
                       .low_freq_factor = 1,
                       .high_freq_factor = 4,
                       .original_context = 8192};
-    c.context = o.integer_or("max_seq_len", 131072, 1, kMost);
+    c.context = o.integer_or("max_seq_len", 131072, 1, kLargestDimension);
   }
   c.dtype = dtype;
   c.bos = 1;

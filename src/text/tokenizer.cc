@@ -14,7 +14,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::size_t kLongestTextBytes = std::size_t{1} << 30;
-constexpr std::size_t kLargestFileBytes = std::size_t{1} << 28;
+constexpr std::size_t kLargestTokenizerBytes = std::size_t{1} << 28;
 
 fs::path file_in(const fs::path& directory) {
   for (const char* name : {"tokenizer.json", "tokenizer.model"}) {
@@ -53,7 +53,7 @@ std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_speci
 std::unique_ptr<Tokenizer> load_tokenizer(const fs::path& path) {
   OSTRO_REQUIRE(fs::exists(path), path.string(), " does not exist");
   const fs::path file = fs::is_directory(path) ? file_in(path) : path;
-  const std::string bytes = read_file(file, kLargestFileBytes);
+  const std::string bytes = read_file(file, kLargestTokenizerBytes);
   OSTRO_REQUIRE(!bytes.empty(), file.string(), " is empty");
   OSTRO_REQUIRE(!bytes.starts_with("version https://git-lfs"), file.string(),
                 " is a Git LFS pointer, not the file itself: run git lfs pull");

@@ -14,7 +14,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::size_t kLargestFileBytes = std::size_t{64} << 20;
+constexpr std::size_t kLargestConfigBytes = std::size_t{64} << 20;
 
 // "<s>", or an AddedToken object with that content, or null.
 std::optional<std::string> token_text(const JsonObject& config, const char* key) {
@@ -64,7 +64,7 @@ std::map<std::string, std::string> chat_templates(const json& value, std::string
 TokenizerConfig read_tokenizer_config(const std::filesystem::path& directory) {
   const auto file = directory / "tokenizer_config.json";
   if (!std::filesystem::exists(file)) return {};
-  return parse_tokenizer_config(read_file(file, kLargestFileBytes), file.string());
+  return parse_tokenizer_config(read_file(file, kLargestConfigBytes), file.string());
 }
 
 TokenizerConfig parse_tokenizer_config(std::string_view json_text, std::string_view name) {

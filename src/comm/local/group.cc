@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "comm/contract.h"
+#include "comm/local/shared.h"
 #include "comm/packed.h"
 #include "comm/sum.h"
 
@@ -16,8 +17,6 @@ namespace {
 // Up to here every rank sums all of the data by itself: one round of waiting instead of two, for
 // reading ranks times as much.
 constexpr std::size_t kOneRoundBytes = std::size_t{32} << 10;
-
-constexpr std::size_t kPage = 4096;
 
 enum class Call : std::uint8_t {
   all_reduce_sum,

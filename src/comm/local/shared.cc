@@ -13,7 +13,6 @@
 namespace ostro::comm::local {
 namespace {
 
-constexpr std::size_t kPage = 4096;
 constexpr std::size_t kHeaderBytes = round_up(sizeof(Header), kPage);
 
 }  // namespace

@@ -13,6 +13,7 @@
 namespace ostro::comm::local {
 
 inline constexpr int kMaxRanks = 64;
+inline constexpr std::size_t kPage = 4096;  // bytes
 
 // The first failure of any rank, written once and read by all. Everyone's waits end when it is set.
 class Failure {
