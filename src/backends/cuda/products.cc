@@ -175,8 +175,7 @@ ExpertKernel expert_kernel(const ops::ExpertMlp& op, int tile) {
   ExpertKernel k{};
   k.tiled = e4m3 ? all_aligned : tensor_cores_take(op.x, type, all_aligned);
   k.token_tile = k.tiled ? tile : e4m3 ? kUnalignedE4m3Tile : kSimpleTokenTile;
-  k.persistent = k.tiled && !is_integer(type) &&
-                 persistent_takes(k.token_tile, std::int64_t(op.local.size()), e4m3);
+  k.persistent = k.tiled && persistent_takes(k.token_tile, std::int64_t(op.local.size()), type);
   k.tma = !k.persistent && k.token_tile > kLargestTileWithoutTma;
   k.in_slots = k.tma || (e4m3 && k.token_tile > kLargestTileWithoutTma);
   return k;

@@ -238,11 +238,73 @@ TEST(Prompts, RouteIsThatOfSmallSteps) {
     }
 }
 
+// Experts with two choices a token. Dense where all rows are one expert's; else the last expert is
+// nobody's and the first another rank's.
+class ExpertsOnDevice {
+ public:
+  ExpertsOnDevice(ops::Backend& gpu, DType type, bool routed, std::int64_t tokens,
+                  std::int64_t hidden, std::int64_t inter)
+      : gpu_(gpu),
+        type_(type),
+        routed_(routed),
+        hidden_(hidden),
+        host_x_(Matrix(activation_type(type), tokens, (hidden + 7) / 8 * 8).random(1)),
+        host_chosen_(DType::i32, tokens, kTopK),
+        host_weights_(DType::f32, tokens, kTopK),
+        x_(gpu, host_x_.view()),
+        chosen_(gpu, choose().view()),
+        weights_(gpu, host_weights_.view()) {
+    for (std::int64_t e = routed ? 1 : kExperts - 1; e < kExperts; ++e) {
+      const auto seed = std::uint64_t(10 * e);
+      local_.push_back({Weight(type, inter, hidden, seed).placed(gpu),
+                        Weight(type, inter, hidden, seed + 1).placed(gpu),
+                        Weight(type, hidden, inter, seed + 2).placed(gpu)});
+    }
+  }
+
+  Matrix run(Range rows) {
+    Matrix y(DType::f32, rows.size(), hidden_);
+    const OnDevice out(gpu_, y.view());
+    gpu_.run(ops::ExpertMlp{.x = x_.view.rows_of(rows).cols_of({0, hidden_}),
+                            .experts = routed_ ? chosen_.view.rows_of(rows) : View{},
+                            .weights = routed_ ? weights_.view.rows_of(rows) : View{},
+                            .local = local_,
+                            .first_expert = routed_ ? 1 : 0,
+                            .y = out.view,
+                            .activations = Weight::activations(type_)});
+    gpu_.copy(out.view, y.view());
+    gpu_.wait();
+    return y;
+  }
+
+ private:
+  static constexpr std::int64_t kExperts = 6, kTopK = 2;
+
+  Matrix& choose() {
+    for (std::int64_t t = 0; t < host_chosen_.view().rows; ++t)
+      for (std::int64_t j = 0; j < kTopK; ++j) {
+        const std::int64_t spread = (t * 5 + t / 7 + j) % (kExperts - 1);
+        host_chosen_.set_integer(t, j, std::int32_t(t % 3 == 0 ? j + 1 : spread));
+        host_weights_.set(t, j, 0.25f + 0.5f * float(j));
+      }
+    return host_chosen_;
+  }
+
+  ops::Backend& gpu_;
+  DType type_;
+  bool routed_;
+  std::int64_t hidden_;
+  Matrix host_x_, host_chosen_, host_weights_;
+  OnDevice x_, chosen_, weights_;
+  std::vector<ops::Expert> local_;
+};
+
+bool int4_takes(std::int64_t hidden, std::int64_t inter) {
+  return hidden % quant::kInt4Group == 0 && inter % quant::kInt4Group == 0;
+}
+
 TEST(Prompts, ExpertsAreThoseOfSmallSteps) {
   const auto gpu = make_backend();
-  constexpr std::int64_t kExperts = 6, kTopK = 2;
-  // Dense where all rows are one expert's; else the last expert is nobody's and the first another
-  // rank's.
   for (const DType type : kTypes)
     for (const bool routed : {true, false})
       for (const auto& [tokens, hidden, inter] : {std::array<std::int64_t, 3>{65, 128, 128},
@@ -257,44 +319,29 @@ TEST(Prompts, ExpertsAreThoseOfSmallSteps) {
                                                   {700, 640, 1152},
                                                   {1088, 640, 1152},
                                                   {300, 2048, 7168}}) {
-        if (type == DType::u8 &&
-            (hidden % quant::kInt4Group != 0 || inter % quant::kInt4Group != 0))
-          continue;
+        if (type == DType::u8 && !int4_takes(hidden, inter)) continue;
         SCOPED_TRACE(text(name(type), ' ', routed, ": ", tokens, " tokens, hidden ", hidden,
                           " inter ", inter));
-        Matrix x = Matrix(activation_type(type), tokens, (hidden + 7) / 8 * 8).random(1);
-        Matrix chosen(DType::i32, tokens, kTopK), weights(DType::f32, tokens, kTopK);
-        for (std::int64_t t = 0; t < tokens; ++t)
-          for (std::int64_t j = 0; j < kTopK; ++j) {
-            const std::int64_t spread = (t * 5 + t / 7 + j) % (kExperts - 1);
-            chosen.set_integer(t, j, std::int32_t(t % 3 == 0 ? j + 1 : spread));
-            weights.set(t, j, 0.25f + 0.5f * float(j));
-          }
-        std::vector<ops::Expert> local;
-        for (std::int64_t e = routed ? 1 : kExperts - 1; e < kExperts; ++e) {
-          const auto seed = std::uint64_t(10 * e);
-          local.push_back({Weight(type, inter, hidden, seed).placed(*gpu),
-                           Weight(type, inter, hidden, seed + 1).placed(*gpu),
-                           Weight(type, hidden, inter, seed + 2).placed(*gpu)});
-        }
-        const OnDevice x_on(*gpu, x.view()), chosen_on(*gpu, chosen.view()),
-            weights_on(*gpu, weights.view());
-        expect_same_in_small_steps(tokens, [&](Range rows) {
-          Matrix y(DType::f32, rows.size(), hidden);
-          const OnDevice out(*gpu, y.view());
-          gpu->run(ops::ExpertMlp{.x = x_on.view.rows_of(rows).cols_of({0, hidden}),
-                                  .experts = routed ? chosen_on.view.rows_of(rows) : View{},
-                                  .weights = routed ? weights_on.view.rows_of(rows) : View{},
-                                  .local = local,
-                                  .first_expert = routed ? 1 : 0,
-                                  .y = out.view,
-                                  .activations = Weight::activations(type)});
-          gpu->copy(out.view, y.view());
-          gpu->wait();
-          return y;
-        });
+        ExpertsOnDevice experts(*gpu, type, routed, tokens, hidden, inter);
+        expect_same_in_small_steps(tokens, [&](Range rows) { return experts.run(rows); });
         if (HasFailure()) return;
       }
+}
+
+// Tiles of 8 to 64 tokens. Of two tokens down is multiplied in tiles of 64 weight rows, of seven in
+// tiles of 256; blocks have several, and K ends within a stage.
+TEST(Prompts, ExpertsAreThoseOfStepsOfDecoding) {
+  constexpr std::int64_t kTokens = 300, kHidden = 5120, kInter = 1152;
+  const auto gpu = make_backend();
+  for (const DType type : kTypes) {
+    ExpertsOnDevice experts(*gpu, type, true, kTokens, kHidden, kInter);
+    for (const std::int64_t step : {2, 7, 13, 29, 100}) {
+      SCOPED_TRACE(text(name(type), ", steps of ", step));
+      expect_same_in_small_steps(
+          kTokens, [&](Range rows) { return experts.run(rows); }, step);
+      if (HasFailure()) return;
+    }
+  }
 }
 
 }  // namespace

@@ -10,6 +10,8 @@ void gemm_tma_e4m3(cudaStream_t, const Gemm&, const HostWeights&, int processors
 void gemm_persistent_bf16(cudaStream_t, const Gemm&, const HostWeights&, int processors);
 void gemm_persistent_f16(cudaStream_t, const Gemm&, const HostWeights&, int processors);
 void gemm_persistent_e4m3(cudaStream_t, const Gemm&, const HostWeights&, int processors);
+void gemm_persistent_int8(cudaStream_t, const Gemm&, const HostWeights&, int processors);
+void gemm_persistent_int4(cudaStream_t, const Gemm&, const HostWeights&, int processors);
 void gemm_tma_int8(cudaStream_t, const Gemm&, const HostWeights&, int processors);
 void gemm_tma_int4(cudaStream_t, const Gemm&, const HostWeights&, int processors);
 
@@ -31,14 +33,19 @@ void gemm_wgmma(cudaStream_t stream, const Gemm& g) {
 }
 
 void gemm_persistent(cudaStream_t stream, const Gemm& g, const HostWeights& w, int processors) {
-  visit_dtype<f16, bf16, f8e4m3>(g.w_type, "the GEMM of experts", [&]<class T>() {
-    if constexpr (std::is_same_v<T, bf16>)
-      gemm_persistent_bf16(stream, g, w, processors);
-    else if constexpr (std::is_same_v<T, f16>)
-      gemm_persistent_f16(stream, g, w, processors);
-    else
-      gemm_persistent_e4m3(stream, g, w, processors);
-  });
+  visit_dtype<f16, bf16, f8e4m3, std::int8_t, std::uint8_t>(
+      g.w_type, "the GEMM of experts", [&]<class T>() {
+        if constexpr (std::is_same_v<T, bf16>)
+          gemm_persistent_bf16(stream, g, w, processors);
+        else if constexpr (std::is_same_v<T, f16>)
+          gemm_persistent_f16(stream, g, w, processors);
+        else if constexpr (std::is_same_v<T, std::int8_t>)
+          gemm_persistent_int8(stream, g, w, processors);
+        else if constexpr (std::is_same_v<T, std::uint8_t>)
+          gemm_persistent_int4(stream, g, w, processors);
+        else
+          gemm_persistent_e4m3(stream, g, w, processors);
+      });
 }
 
 void gemm_tma(cudaStream_t stream, const Gemm& g, const HostWeights& w, int processors) {

@@ -79,8 +79,8 @@ struct HostWeights {
 // bits: `rows` is null; weights are those of `host`, not of `args`: aligned and of at most
 // kMostTmaExperts experts. The grid is for a device of `processors` multiprocessors.
 void gemm_tma(cudaStream_t, const Gemm&, const HostWeights& host, int processors);
-// The same of e4m3, bf16 and f16 for experts' tiles that persistent_takes(); weights are those of
-// `host`, not of `args`, and aligned. Of e4m3 `rows` is null for tiles of more than
+// The same of all types for experts' tiles that persistent_takes(); weights are those of `host`,
+// not of `args`, and aligned. Of e4m3 `rows` is null for tiles of more than
 // kLargestTileWithoutTma.
 void gemm_persistent(cudaStream_t, const Gemm&, const HostWeights& host, int processors);
 // int8 and int4 (u8) weights with 16-bit x: token_tile is one of kTokenTiles up to

@@ -1,5 +1,6 @@
 // The GEMM of integer weights and 16-bit activations: a kernel that gemm_int4.cu and gemm_int8.cu
-// instantiate; gemm_integer_tma.cuh has that of prompts.
+// instantiate; gemm_integer_tma.cuh has that of prompts, and gemm_persistent_integer.cuh takes
+// experts if they are few.
 //
 // Roles:    weights are the rows (M) of the product, tokens its columns (N). A warpgroup turns
 //           integers into the 16-bit operand of wgmma in its registers, exactly; tokens are in
@@ -114,15 +115,15 @@ struct IntegerTile {
 template <class Tile>
 struct IntegerRows {
   using X = typename Tile::X;
-  const unsigned char* row[2];  // of this lane: its row and that + 8
+  // Of this lane: its row and that + 8; of int4 this lane's 16 bytes of them.
+  const unsigned char* row[2];
   int lane;
   uint4 packed[2];
 
   __device__ void load() {
     if constexpr (Tile::kInt4)
 #pragma unroll
-      for (int e = 0; e < 2; ++e)
-        packed[e] = *reinterpret_cast<const uint4*>(row[e] + lane % 4 * 16);
+      for (int e = 0; e < 2; ++e) packed[e] = *reinterpret_cast<const uint4*>(row[e]);
   }
   // Two products along K, of columns 32 q and on.
   __device__ void widen(int q, std::uint32_t (&w)[2][4]) const {
@@ -353,8 +354,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       for (int p = 0; p < (Tile::kSplit ? 1 : Tile::kParts); ++p) {
         const int from_part = Tile::kSplit ? group : p, g = i * Tile::kParts + from_part;
         if (g >= groups) break;
-        const unsigned char* const from =
-            shared_data + stage + from_part * Tile::kPartBytes + row0 * Tile::kRowBytes;
+        const unsigned char* const from = shared_data + stage + from_part * Tile::kPartBytes +
+                                          row0 * Tile::kRowBytes +
+                                          (Tile::kInt4 ? lane % 4 * 16 : 0);
         IntegerRows<Tile> rows{{from, from + 8 * Tile::kRowBytes}, lane, {}};
         float part[N / 2];
         multiply_group<Tile, N>(

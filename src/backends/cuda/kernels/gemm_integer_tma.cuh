@@ -162,7 +162,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         ptx::barrier_wait(full(walk.stage), walk.parity);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-          const unsigned char* const from = shared_data + stage + row_of(m) * Tile::kRowBytes;
+          const unsigned char* const from =
+              shared_data + stage + row_of(m) * Tile::kRowBytes + (Tile::kInt4 ? lane % 4 * 16 : 0);
           IntegerRows<Tile> rows{{from, from + 8 * Tile::kRowBytes}, lane, {}};
           float scale[2] = {1, 1};
           if constexpr (Tile::kInt4)

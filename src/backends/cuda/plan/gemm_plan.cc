@@ -48,7 +48,7 @@ int expert_tile(std::int64_t tokens, std::int64_t experts, bool e4m3) {
   // eighths of 256 or a third of 384. Of up to 192 tokens of e4m3 prompts' tile is as fast.
   if (tokens <= 2 * kLargestTileWithoutTma || experts > kMostTmaExperts) return tile;
   const bool persistent = e4m3 ? tokens > 192 && tokens <= 256 : tokens <= 384;
-  return persistent ? largest_persistent_tile(e4m3) : kTmaTile;
+  return persistent ? largest_persistent_tile(e4m3 ? DType::f8e4m3 : DType::bf16) : kTmaTile;
 }
 
 int integer_tile(std::int64_t tokens, std::int64_t n, bool swiglu, int processors) {

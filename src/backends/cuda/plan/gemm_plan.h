@@ -32,16 +32,22 @@ inline constexpr int kMostDecodeRows = 64;  // weight rows of a block
 // The largest of the other kernels, and the only one for e4m3 rows that do not start at 16 bytes.
 inline constexpr int kLargestTileWithoutTma = 64;
 inline constexpr int kUnalignedE4m3Tile = kLargestTileWithoutTma;
-// The experts' kernel whose blocks stay (kernels/gemm_persistent.cuh) takes tiles up to that, of
-// weights that are no integers; the copy engine loads them.
-inline constexpr int largest_persistent_tile(bool e4m3) { return e4m3 ? 96 : 128; }
-inline constexpr bool persistent_takes(int token_tile, std::int64_t experts, bool e4m3) {
-  return token_tile <= largest_persistent_tile(e4m3) && experts <= kMostTmaExperts;
+inline constexpr bool is_integer(DType weights) {
+  return weights == DType::i8 || weights == DType::u8;
+}
+
+// The experts' kernels whose blocks stay (kernels/gemm_persistent.cuh, gemm_persistent_integer.cuh)
+// take tiles up to that; the copy engine loads the weights.
+inline constexpr int largest_persistent_tile(DType weights) {
+  // Of int4 the others' is faster from 33 tokens on.
+  if (is_integer(weights)) return weights == DType::u8 ? 32 : kLargestTileWithoutTma;
+  return weights == DType::f8e4m3 ? 96 : 128;
+}
+inline constexpr bool persistent_takes(int token_tile, std::int64_t experts, DType weights) {
+  return token_tile <= largest_persistent_tile(weights) && experts <= kMostTmaExperts;
 }
 // Those of the kernel without tensor cores.
 inline constexpr int kSimpleTokenTile = 64;
-
-inline bool is_integer(DType weights) { return weights == DType::i8 || weights == DType::u8; }
 
 // The outputs of such a tile: weight rows, or pairs of gate and up rows.
 inline constexpr int outputs_of(int token_tile, bool e4m3, bool swiglu) {

@@ -29,7 +29,7 @@ std::vector<int> tiles_of(const ops::Product& p) {
   for (const int tile : kTokenTiles)
     if (tile <= kLargestTileWithoutTma) tiles.push_back(tile);
   if (p.experts > 0 && p.experts <= kMostTmaExperts && !is_integer(p.weights))
-    tiles.push_back(largest_persistent_tile(p.weights == DType::f8e4m3));
+    tiles.push_back(largest_persistent_tile(p.weights));
   if (may_decode(p)) tiles.push_back(kDecodeTile);
   if (p.experts <= kMostTmaExperts)
     tiles.push_back(is_integer(p.weights) ? kIntegerTmaTile : kTmaTile);
