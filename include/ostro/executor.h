@@ -221,7 +221,7 @@ struct Response {
 };
 
 enum class CapacityPolicy {
-  guaranteed_no_evict,  // a request starts when the KV cache holds its whole length
+  guaranteed_no_evict,  // a request starts when the KV cache will hold all that run to their ends
   // A request starts when its prompt fits; when the cache is full the youngest pauses and is
   // computed again later, with the same tokens. More requests at once if few reach max_new_tokens.
   max_utilization,

@@ -282,9 +282,10 @@ void ThroughputFlags::add(CLI::App& app) {
   load.add(app);
   app.add_option("--tokenizer_dir", load.tokenizer_dir, "tokenizer for a data set of texts")
       ->group("Requests");
-  app.add_option("--capacity_policy", capacity_policy,
-                 "guaranteed_no_evict (a request starts when its whole length fits) or "
-                 "max_utilization (it may pause later)")
+  app.add_option(
+         "--capacity_policy", capacity_policy,
+         "guaranteed_no_evict (a request starts when all that run will fit to their ends) or "
+         "max_utilization (it may pause later)")
       ->capture_default_str()
       ->group("Requests");
   app.add_option("--kv_cache_enable_block_reuse", block_reuse,

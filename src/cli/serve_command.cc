@@ -51,9 +51,10 @@ void ServeFlags::add(CLI::App& app) {
                  "seconds that a request may take; 0: no limit")
       ->capture_default_str()
       ->group(queue);
-  app.add_option("--capacity_policy", capacity_policy,
-                 "guaranteed_no_evict (a request starts when its whole length fits) or "
-                 "max_utilization (it may pause later)")
+  app.add_option(
+         "--capacity_policy", capacity_policy,
+         "guaranteed_no_evict (a request starts when all that run will fit to their ends) or "
+         "max_utilization (it may pause later)")
       ->capture_default_str()
       ->group(queue);
   app.add_option(

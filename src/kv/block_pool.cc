@@ -149,6 +149,11 @@ bool BlockTable::grow(std::int64_t tokens) {
   return true;
 }
 
+std::int64_t BlockTable::shared() const {
+  return std::count_if(blocks_.begin() + std::ptrdiff_t(released_), blocks_.end(),
+                       [&](BlockId block) { return pool_->owners(block) > 1; });
+}
+
 void BlockTable::release_before(std::int64_t position) {
   while (released_ < blocks_.size() && std::int64_t(released_ + 1) * block_tokens_ <= position) {
     pool_->give_back(blocks_[released_]);
@@ -185,6 +190,7 @@ BlockTable::Match BlockTable::match(std::span<const std::int32_t> tokens, std::i
   for_each_match(tokens, most, salt, [&](BlockId block, PrefixId) {
     ++m.blocks;
     m.cached += pool_->owners(block) == 0;
+    m.shared += pool_->owners(block) > 1;
   });
   return m;
 }

@@ -91,10 +91,11 @@ class BlockTable {
   // Nothing happens unless every block here has a name.
   std::int64_t reuse(std::span<const std::int32_t> tokens, std::int64_t most,
                      std::string_view salt);
-  // How many more blocks reuse() would add, and how many of them have no owner now.
+  // How many more blocks reuse() would add, and how many of them have no owner now, and several.
   struct Match {
     std::int64_t blocks = 0;
     std::int64_t cached = 0;
+    std::int64_t shared = 0;
   };
   Match match(std::span<const std::int32_t> tokens, std::int64_t most, std::string_view salt) const;
   // Names the full blocks among positions [0, computed), which hold `tokens`.
@@ -103,6 +104,7 @@ class BlockTable {
   // Block of positions [i * block_tokens, (i + 1) * block_tokens); -1 if given back.
   const std::vector<BlockId>& blocks() const { return blocks_; }
   std::int64_t held() const { return std::int64_t(blocks_.size() - released_); }
+  std::int64_t shared() const;  // of those, how many have another owner too
 
  private:
   template <class F>

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/math.h"
+#include "sched/future_peak.h"
 
 namespace ostro::sched {
 namespace {
@@ -24,6 +25,11 @@ bool wants_chunk(const Sequence& s) {
   if (s.others.empty()) return s.left() > 0;
   return std::ranges::any_of(s.others, [](const Branch& b) { return b.left() > 1; }) ||
          s.left() > 1;
+}
+
+// Positions that are ever computed: the last token that is generated is not.
+std::int64_t last_length(std::int64_t prompt_tokens, std::int64_t max_new_tokens) {
+  return prompt_tokens + std::max<std::int64_t>(max_new_tokens - 1, 0);
 }
 
 }  // namespace
@@ -60,9 +66,7 @@ std::int64_t Scheduler::spread(std::int64_t prompt_tokens, std::int64_t length,
 // the window, one chunk and the two blocks that they cut are enough.
 std::int64_t Scheduler::most_blocks(std::int64_t prompt_tokens, std::int64_t max_new_tokens,
                                     std::int32_t width) const {
-  // The last token that is generated is never computed.
-  const std::int64_t length = prompt_tokens + std::max<std::int64_t>(max_new_tokens - 1, 0);
-  const std::int64_t all = spread(prompt_tokens, length, width);
+  const std::int64_t all = spread(prompt_tokens, last_length(prompt_tokens, max_new_tokens), width);
   if (limits_.window == 0) return all;
   const std::int64_t held =
       ceil_div(limits_.window + limits_.step_tokens, limits_.block_tokens) + 2;
@@ -128,9 +132,31 @@ std::int64_t Scheduler::promised() const {
   return sum;
 }
 
+// Blocks that the running sequences own at the same time, at most, from this step on, which has the
+// next tokens of all that generate: from the next step on each of them gains a token in every step
+// and then frees its blocks, but for those that others own too now. Those that others come to own
+// later are counted with these.
+std::int64_t Scheduler::peak() const {
+  std::int64_t blocks = pool_.total() - pool_.available();
+  std::vector<Growing> growing;
+  growing.reserve(order_.size());
+  for (const Sequence* s : order_) {
+    if (s->width > 1 || s->left() > 0 || s->computed < s->prompt_tokens) {
+      blocks += s->most_blocks - held(*s);
+      continue;
+    }
+    const std::int64_t shared = policy_.reuse ? s->blocks.shared() : 0;
+    blocks -= s->blocks.held() - shared;
+    growing.push_back({.positions = s->computed,
+                       .left = last_length(s->prompt_tokens, s->max_new_tokens) - s->computed,
+                       .shared = shared});
+  }
+  return blocks + future_peak(std::move(growing), limits_.block_tokens);
+}
+
 // `known`: blocks of what is known of it.
 bool Scheduler::fits(std::int64_t most_blocks, std::int64_t known, std::int32_t width,
-                     kv::BlockTable::Match match) const {
+                     kv::BlockTable::Match match) {
   if (order_.empty()) return true;  // check() has seen that the whole pool is enough
   if (running_width_ + width > limits_.step_requests) return false;
   if (policy_.capacity == Capacity::max_utilization)
@@ -140,10 +166,14 @@ bool Scheduler::fits(std::int64_t most_blocks, std::int64_t known, std::int32_t 
   // What slides out of a window may stay owned by another sequence, so that shared blocks cannot be
   // counted on: the lengths themselves have to fit.
   if (limits_.window > 0) return reserved_ + most_blocks <= pool_.total();
-  return most_blocks - match.blocks + match.cached + promised() <= pool_.available();
+  if (most_blocks - match.blocks + match.cached + promised() <= pool_.available()) return true;
+  // In several steps in flight sequences do not advance together.
+  if (limits_.steps > 1) return false;
+  if (!peak_) peak_ = peak();
+  return *peak_ + most_blocks - match.shared <= pool_.total();
 }
 
-bool Scheduler::fits(const Waiting& w) const {
+bool Scheduler::fits(const Waiting& w) {
   const Demand& d = w.demand;
   const auto length = std::int64_t(d.prompt.size());
   const kv::BlockTable none(pool_, limits_.block_tokens);
@@ -201,6 +231,7 @@ Sequence& Scheduler::start(const Waiting& candidate) {
   s.place = next_place_++;
   s.reused = reused;
   reserved_ += s.most_blocks;
+  if (peak_) *peak_ += s.most_blocks;
   reused_ += reused;
   run(s);
   return s;
@@ -342,6 +373,7 @@ std::vector<Share> Scheduler::next(std::int64_t most_prompt_tokens) {
   const std::int64_t wanted =
       std::min(running_width_ + std::int64_t(waiting()), limits_.step_requests);
   copies_.clear();
+  peak_.reset();
   // By index: a pause shortens the order behind the sequence at hand, or removes that one itself.
   for (std::size_t i = 0; i < order_.size() && plan.branches > 0;)
     if (!decodes(*order_[i]) || decode(*order_[i], plan)) ++i;

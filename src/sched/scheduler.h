@@ -4,6 +4,7 @@
 #include <deque>
 #include <limits>
 #include <map>
+#include <optional>
 
 #include "kv/block_pool.h"
 #include "sched/fair_queue.h"
@@ -21,7 +22,7 @@ struct Limits {
 };
 
 enum class Capacity {
-  guaranteed_no_evict,  // a sequence starts when its whole length has a place in the pool
+  guaranteed_no_evict,  // a sequence starts when all that run will find a place to their ends
   max_utilization,      // when its prompt has; without a free block the youngest pauses
 };
 
@@ -90,6 +91,12 @@ struct Child {
 // times; then all wait until it fits. Under max_utilization paused sequences resume before any
 // other starts, oldest first, and the oldest running one is never paused: all come to an end.
 //
+// Under guaranteed_no_evict a sequence starts if what all may ever hold, each at its whole length,
+// fits; or if the most that they hold at the same time does. Those whose prompts are computed gain
+// a token in every step, so that it is known until when each of them is there at most, and what it
+// holds by then; others (prompts, several branches) count at their whole lengths for ever. With a
+// window or several steps in flight the whole lengths decide alone.
+//
 // A sequence of several branches (beams) runs, pauses and ends as one, and counts as `width` of
 // them from its start: its prompt is computed once, then fork() makes the branches, which share
 // full blocks and copy the last one when they write to it. After a pause the blocks that its whole
@@ -128,8 +135,9 @@ class Scheduler {
       std::int64_t most_prompt_tokens = std::numeric_limits<std::int64_t>::max());
   // The blocks that must be copied before that step, of the last next().
   const std::vector<kv::BlockCopy>& copies() const { return copies_; }
-  // The oldest step in flight, which has these shares, has been computed. Then come append() and
-  // remove() for the tokens that it chooses.
+  // The oldest step in flight, which has these shares, has been computed. Then come append(),
+  // fork() or remove() for the tokens that it chooses, before the step after those in flight is
+  // asked for.
   void complete(const std::vector<Share>&);
 
   // Appends the token chosen after the step that computed the sequence's last token.
@@ -158,9 +166,10 @@ class Scheduler {
   std::int64_t held(const Sequence&) const;
   std::int64_t reusable(const Sequence&) const;
   std::int64_t promised() const;
+  std::int64_t peak() const;
   bool fits(std::int64_t most_blocks, std::int64_t known, std::int32_t width,
-            kv::BlockTable::Match) const;
-  bool fits(const Waiting&) const;
+            kv::BlockTable::Match);
+  bool fits(const Waiting&);
   Sequence* start_next();
   Sequence* resume();
   Sequence& start(const Waiting&);
@@ -182,7 +191,8 @@ class Scheduler {
   std::vector<Sequence*> order_;  // running, by priority and start
   std::deque<Sequence*> paused_;  // the same
   std::int64_t running_width_ = 0;
-  std::int64_t reserved_ = 0;  // the sum of most_blocks over started_
+  std::int64_t reserved_ = 0;         // the sum of most_blocks over started_
+  std::optional<std::int64_t> peak_;  // blocks in use at most from this step on, if it is known
   std::vector<kv::BlockCopy> copies_;
   std::int64_t next_place_ = 0;
   std::int64_t reused_ = 0;

@@ -57,9 +57,14 @@ TEST(PrefixReuse, SharesWithOneThatStillRuns) {
   BlockTable second(pool, kBlock);
   EXPECT_EQ(second.match(counted(0, 10), 10, {}).blocks, 2);
   EXPECT_EQ(second.match(counted(0, 10), 10, {}).cached, 0);
+  EXPECT_EQ(second.match(counted(0, 10), 10, {}).shared, 0) << "of one owner";
   EXPECT_EQ(second.match(counted(0, 10), 7, {}).blocks, 1) << "at most the positions below 7";
   EXPECT_EQ(second.reuse(counted(0, 10), 10, {}), 8);
   EXPECT_EQ(second.blocks()[1], first.blocks()[1]);
+  EXPECT_EQ(first.held(), 3);
+  EXPECT_EQ(first.shared(), 2);
+  const BlockTable third(pool, kBlock);
+  EXPECT_EQ(third.match(counted(0, 10), 10, {}).shared, 2);
   EXPECT_EQ(pool.owners(first.blocks()[1]), 2);
   EXPECT_EQ(pool.free(), 5);
   first.clear();

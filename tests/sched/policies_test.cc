@@ -145,6 +145,57 @@ TEST(Scheduler, ABigOneIsOvertakenButNotForEver) {
   EXPECT_LE(overtook, Scheduler::kMostOvertaken + 4);
 }
 
+// Sequences that are out of step hold three quarters of their lengths in the mean, so that a third
+// more of them fit than at their whole lengths.
+TEST(Scheduler, SequencesOutOfStepNeedNoPlaceForTheirWholeLengths) {
+  constexpr std::int64_t kPrompt = 32, kNew = 33, kBlocksEach = 16;  // of 4 tokens
+  kv::BlockPool pool(16 * kBlocksEach);
+  Limits l = limits(64);
+  l.step_tokens = 128;
+  l.context = 65;
+  l.logit_rows = 64;
+  Scheduler s(l, pool);
+  std::size_t most = 0;
+  for (SequenceId id = 1; id < 400; ++id) {
+    // One comes in every step, then more than can start.
+    for (SequenceId n = 0; n < (id < 40 ? 1 : 3); ++n) s.add(10 * id + n, demand(kPrompt, kNew));
+    run_step(s);
+    most = std::max(most, s.running());
+    pool.check();
+  }
+  EXPECT_EQ(s.pauses(), 0);
+  EXPECT_GE(most, 20u);
+}
+
+TEST(Scheduler, SequencesInStepAreCountedAtTheirWholeLengths) {
+  kv::BlockPool pool(15 * 8 + 7);
+  Limits l = limits(64);
+  l.step_tokens = 1024;
+  l.logit_rows = 64;
+  Scheduler s(l, pool);
+  for (SequenceId id = 1; id <= 20; ++id) s.add(id, demand(16, 17));
+  for (int i = 0; i < 16; ++i) EXPECT_EQ(run_step(s).size(), 15u);
+  EXPECT_EQ(pool.available(), 7);
+}
+
+// What others own too stays when one of them ends.
+TEST(Scheduler, SharedBlocksAreNotCountedAsFreedByOneOwner) {
+  kv::BlockPool pool(12);
+  Limits l = limits(8);
+  l.step_tokens = 64;
+  Scheduler s(l, pool, {.reuse = true});
+  s.add(1, demand(17, 4));  // 5 blocks, 4 of them full of the prompt
+  run_step(s);
+  s.add(2, demand(17, 12));  // 4 of them, and 3 of its own
+  run_step(s);
+  s.add(3, demand(16, 13));  // 3 of them, and 4 of its own: 5 + 3 + 4, with all of 1's to its end
+  while (!s.idle()) {
+    run_step(s);
+    pool.check();
+  }
+  EXPECT_EQ(s.pauses(), 0);
+}
+
 TEST(Scheduler, PausesTheYoungestAndResumesItFirst) {
   kv::BlockPool pool(6);
   Scheduler s(limits(4), pool, {.capacity = Capacity::max_utilization});
@@ -213,6 +264,8 @@ struct Trace {
   bool reuse;
   std::int64_t window;
   std::int64_t steps = 1;  // in flight
+  std::int64_t requests = 5;
+  std::int64_t blocks = 20;
 };
 
 // Sequences of all sorts come, are cancelled, and end. At each step the limits hold, every block
@@ -223,14 +276,14 @@ void random_trace(const Trace& trace, int operations) {
   SCOPED_TRACE(seed);
   std::printf("seed %u\n", seed);
   std::mt19937 rng(seed);
-  Limits l{.step_tokens = 12,
-           .step_requests = 5,
-           .logit_rows = 6,
+  Limits l{.step_tokens = std::max<std::int64_t>(12, trace.requests),
+           .step_requests = trace.requests,
+           .logit_rows = trace.requests + 1,
            .context = 60,
            .block_tokens = 4,
            .window = trace.window,
            .steps = trace.steps};
-  kv::BlockPool pool(trace.window > 0 ? 8 : 20);
+  kv::BlockPool pool(trace.window > 0 ? 8 : trace.blocks);
   Scheduler s(l, pool, {.capacity = trace.capacity, .reuse = trace.reuse});
   struct Live {
     std::int64_t computed = 0;  // highest position so far
@@ -244,13 +297,14 @@ void random_trace(const Trace& trace, int operations) {
   SequenceId next_id = 1;
   std::int64_t ended = 0;
   int longest = 0;
+  bool beyond_whole_lengths = false;
   const auto finish = [&](SequenceId id) {
     s.remove(id);
     live.erase(id);
   };
   for (int i = 0; i < operations; ++i) {
     const bool draining = i > operations - operations / 20;
-    if (!draining && rng() % 3 == 0 && live.size() < 12) {
+    if (!draining && rng() % 3 == 0 && std::int64_t(live.size()) < 2 * trace.requests + 2) {
       Demand d;
       for (std::size_t n = 1 + rng() % 30; n > 0; --n) d.prompt.push_back(std::int32_t(rng() % 2));
       d.max_new_tokens = std::int64_t(1 + rng() % 14);
@@ -277,6 +331,10 @@ void random_trace(const Trace& trace, int operations) {
     for (const auto& [block, count] : owners) ASSERT_EQ(pool.owners(block), count);
     ASSERT_EQ(std::int64_t(owners.size()) + pool.available(), pool.total());
     pool.check();
+    std::int64_t whole = 0;
+    for (const auto& [id, x] : live)
+      if (s.has_started(id)) whole += s.sequence(id).most_blocks;
+    beyond_whole_lengths |= whole > pool.total();
     for (const Share& share : shares) {
       tokens += share.count;
       rows += share.logits;
@@ -329,9 +387,27 @@ void random_trace(const Trace& trace, int operations) {
   EXPECT_EQ(s.reused() > 0, trace.reuse);
   EXPECT_EQ(s.pauses() > 0, trace.capacity == Capacity::max_utilization);
   EXPECT_LT(longest, 3000);
+  const bool no_evict = trace.capacity == Capacity::guaranteed_no_evict;
+  EXPECT_TRUE(beyond_whole_lengths || !no_evict || trace.window > 0 || trace.steps > 1);
 }
 
 TEST(SchedulerTrace, NoEvict) { random_trace({Capacity::guaranteed_no_evict, false, 0}, 100000); }
+TEST(SchedulerTrace, NoEvictMany) {
+  random_trace({.capacity = Capacity::guaranteed_no_evict,
+                .reuse = false,
+                .window = 0,
+                .requests = 20,
+                .blocks = 40},
+               100000);
+}
+TEST(SchedulerTrace, NoEvictManyReuse) {
+  random_trace({.capacity = Capacity::guaranteed_no_evict,
+                .reuse = true,
+                .window = 0,
+                .requests = 20,
+                .blocks = 36},
+               100000);
+}
 TEST(SchedulerTrace, NoEvictReuse) {
   random_trace({Capacity::guaranteed_no_evict, true, 0}, 100000);
 }
