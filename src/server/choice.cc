@@ -1,6 +1,5 @@
 #include "server/choice.h"
 
-#include <iterator>
 #include <utility>
 
 #include "text/chat_template.h"
@@ -65,9 +64,7 @@ void Choice::read_calls(Piece& piece) {
   ToolCallReader::Said said = calls_->push(piece.text);
   if (calls_->ended()) finish_reason_ = "stop";
   if (ended()) {
-    ToolCallReader::Said rest = calls_->finish();
-    said.content += rest.content;
-    std::move(rest.calls.begin(), rest.calls.end(), std::back_inserter(said.calls));
+    said.content += calls_->finish();
     if (finish_reason_ == "stop" && calls_->only_whole_calls()) finish_reason_ = "tool_calls";
   }
   piece.text = std::move(said.content);

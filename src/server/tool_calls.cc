@@ -51,9 +51,9 @@ ToolCallReader::Said ToolCallReader::push(std::string_view text) {
   return said;
 }
 
-ToolCallReader::Said ToolCallReader::finish() {
-  if (calls_ > 0 || forced_) return {};
-  return {.content = std::exchange(held_, {})};
+std::string ToolCallReader::finish() {
+  if (forced_) return {};
+  return std::exchange(held_, {});
 }
 
 bool ToolCallReader::only_whole_calls() const {

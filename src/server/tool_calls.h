@@ -36,7 +36,7 @@ class ToolCallReader {
   explicit ToolCallReader(const ToolUse&);
 
   Said push(std::string_view text);
-  Said finish();  // after the last text
+  std::string finish();  // after the last text: the content that was held back
 
   // Nothing that follows will be told: something was wrong, or there is the one call allowed.
   bool ended() const { return at_ == At::enough || at_ == At::broken; }

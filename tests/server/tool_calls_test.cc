@@ -48,7 +48,7 @@ Told told(const ToolUse& use, const std::vector<std::string_view>& pieces) {
     for (ToolCallDelta& d : said.calls) all.calls.push_back(std::move(d));
   };
   for (const std::string_view piece : pieces) take(reader.push(piece));
-  take(reader.finish());
+  all.content += reader.finish();
   Told told{.text = all.content + '|', .ended = reader.ended(), .whole = reader.only_whole_calls()};
   std::size_t calls = 0;
   for (const ToolCallDelta& d : all.calls) {
