@@ -112,7 +112,7 @@ void dense_e4m3(cudaStream_t stream, int processors, int tile, const E4m3Rows& x
   hidden ? set_output(g.args, *hidden) : set_output(g.args, y);
   g.w_type = DType::f8e4m3;
   if (g.token_tile == kDecodeTile)
-    gemm_e4m3_dense(stream, g, processors);
+    (rows <= kMostDenseTokens ? gemm_e4m3_dense : gemm_e4m3_wave)(stream, g, processors);
   else if (g.token_tile > kLargestTileWithoutTma)
     gemm_tma(stream, g, {{&g.args.weight, 1}, {&g.args.up_weight, 1}}, processors);
   else

@@ -40,9 +40,29 @@ TEST(DenseTile, OfSwigluHasFewerOutputs) {
 
 TEST(DecodeTile, IsThatOfDenseE4m3WhereItMakesOneBlockAProcessor) {
   EXPECT_TRUE(decode_tile_takes(1, 6144, 132));
-  EXPECT_TRUE(decode_tile_takes(kDecodeTile, 132 * kMostDecodeRows, 132));
-  EXPECT_FALSE(decode_tile_takes(kDecodeTile + 1, 6144, 132));
-  EXPECT_FALSE(decode_tile_takes(1, 132 * kMostDecodeRows + 1, 132));
+  EXPECT_TRUE(decode_tile_takes(kMostDenseTokens, 132 * kMostDenseRows, 132));
+  EXPECT_FALSE(decode_tile_takes(1, 132 * kMostDenseRows + 1, 132));
+  // 66 clusters of tiles of 192 weight rows by twice 64 tokens, and by twice 128.
+  for (const std::int64_t tokens : {128, 256}) {
+    EXPECT_TRUE(decode_tile_takes(tokens, 66 * 192, 132));
+    EXPECT_FALSE(decode_tile_takes(tokens, 66 * 192 + 1, 132));
+  }
+  EXPECT_TRUE(decode_tile_takes(512, 6144, 132));  // 32 by 2
+  EXPECT_FALSE(decode_tile_takes(513, 6144, 132));
+  EXPECT_TRUE(decode_tile_takes(768, 4096, 132));  // 22 by 3
+  EXPECT_FALSE(decode_tile_takes(769, 4096, 132));
+}
+
+TEST(WaveTiles, AreOfTheFewestWeightRowsThatMakeOneBlockAProcessor) {
+  EXPECT_EQ(wave_tiles(65, 4096, 132), (WaveTiles{64, 64}));
+  EXPECT_EQ(wave_tiles(128, 6144, 132), (WaveTiles{96, 64}));
+  EXPECT_EQ(wave_tiles(129, 4096, 132), (WaveTiles{64, 128}));
+  EXPECT_EQ(wave_tiles(256, 6144, 132), (WaveTiles{96, 128}));
+  EXPECT_EQ(wave_tiles(256, 6144, 127), (WaveTiles{128, 128}));
+  EXPECT_EQ(wave_tiles(257, 4096, 132), (WaveTiles{128, 128}));
+  EXPECT_EQ(wave_tiles(512, 4096, 132), (WaveTiles{128, 128}));
+  EXPECT_EQ(wave_tiles(512, 6144, 132), (WaveTiles{192, 128}));
+  EXPECT_EQ(wave_tiles(100000, 6144, 132), (WaveTiles{192, 128})) << "none does";
 }
 
 TEST(ExpertTile, IsThatOfPromptsForFewExperts) {
@@ -97,7 +117,7 @@ TEST(PlannedTile, IsThatOfTheProductsKind) {
     EXPECT_EQ(planned({DType::f8e4m3, 44 * 128, 4096, true}, tokens),
               dense_tile(tokens, 44 * 128, true, true, 132));
     EXPECT_EQ(planned({DType::f8e4m3, 4096, 4096}, tokens),
-              tokens <= 128 ? kDecodeTile : dense_tile(tokens, 4096, true, false, 132));
+              tokens <= 768 ? kDecodeTile : dense_tile(tokens, 4096, true, false, 132));
     EXPECT_EQ(planned(ops::as_down({DType::f8e4m3, 4096, 14336}), tokens),
               dense_tile(tokens, 4096, true, false, 132));
     EXPECT_EQ(planned({DType::f8e4m3, 32000, 4096}, tokens),
@@ -126,7 +146,9 @@ TEST(TilesToTry, AreThoseThatKernelsHaveAndMayBeFast) {
   const ops::Product e4m3{DType::f8e4m3, 4096, 4096};
   EXPECT_EQ(tiles_to_try(e4m3, 1), (Tiles{8, 16, 32, kDecodeTile}));
   EXPECT_EQ(tiles_to_try(e4m3, 128), (Tiles{8, 16, 32, 64, kDecodeTile, kTmaTile}));
-  EXPECT_EQ(tiles_to_try(e4m3, 129), (Tiles{16, 32, 64, kTmaTile}));
+  EXPECT_EQ(tiles_to_try(e4m3, 129), (Tiles{16, 32, 64, kDecodeTile, kTmaTile}));
+  EXPECT_EQ(tiles_to_try(e4m3, 1024), (Tiles{64, kDecodeTile, kTmaTile}));
+  EXPECT_EQ(tiles_to_try(e4m3, 1025), (Tiles{64, kTmaTile}));
   EXPECT_EQ(tiles_to_try(ops::as_down(e4m3), 128), (Tiles{8, 16, 32, 64, kTmaTile}));
   const ops::Product many{DType::f8e4m3, 4096, 4096, true, kMostTmaExperts + 1};
   EXPECT_EQ(tiles_to_try(many, 8192), Tiles{64});

@@ -10,6 +10,7 @@
 
 #include "backends/cuda/backend.h"
 #include "backends/cuda/plan/gemm_plan.h"
+#include "backends/cuda/plan/tactics.h"
 #include "ops/moe.h"
 #include "ops/norm.h"
 #include "ops/testing.h"
@@ -129,8 +130,8 @@ TEST(Prompts, LinearIsThatOfSmallSteps) {
   const auto gpu = make_backend();
   for (const DType type : kTypes)
     for (const auto& [tokens, n, k] : {std::array<std::int64_t, 3>{700, 5000, 400},
-                                       {2300, 1030, 200},
-                                       {2049, 1290, 16},
+                                       {2900, 1030, 200},
+                                       {2049, 1700, 16},
                                        {3000, 1025, 129},
                                        {1500, 4000, 1152},
                                        {2049, 4096, 4096}})
@@ -141,7 +142,7 @@ TEST(Prompts, LinearIsThatOfSmallSteps) {
         if (type == DType::i8 || type == DType::u8)
           ASSERT_EQ(integer_tile(tokens, n, false, 132), kIntegerTmaTile);
         else
-          ASSERT_EQ(dense_tile(tokens, n, type == DType::f8e4m3, false, 132), kTmaTile);
+          ASSERT_EQ(planned_tile({type, n, k}, tokens, 132), kTmaTile);
         LinearOnDevice linear(*gpu, type, tokens, n, k);
         expect_same_in_small_steps(tokens, [&](Range rows) { return linear.run(rows, y_type); });
         if (HasFailure()) return;
@@ -179,12 +180,12 @@ TEST(Prompts, NormForProductsAlone) {
   }
 }
 
-// Blocks of 32, 48 and 64 weight rows, tiles of 8 to 128 tokens.
+// Blocks of 32, 48 and 64 weight rows, tiles of 8 to 64 tokens.
 TEST(Prompts, LinearIsThatOfStepsOfDecoding) {
   constexpr std::int64_t kTokens = 300;
   const auto gpu = make_backend();
   for (const auto& [n, k] : {std::array<std::int64_t, 2>{4096, 4096}, {6137, 1152}, {7013, 400}}) {
-    ASSERT_TRUE(decode_tile_takes(kDecodeTile, n, 132));
+    for (const std::int64_t tokens : {1, 128}) ASSERT_TRUE(decode_tile_takes(tokens, n, 132));
     LinearOnDevice linear(*gpu, DType::f8e4m3, kTokens, n, k);
     for (const DType y_type : {DType::f32, DType::bf16})
       for (const std::int64_t step : {5, 27, 61, 100, 128}) {
@@ -193,6 +194,33 @@ TEST(Prompts, LinearIsThatOfStepsOfDecoding) {
             kTokens, [&](Range rows) { return linear.run(rows, y_type); }, step);
         if (HasFailure()) return;
       }
+  }
+}
+
+// Of 65 tokens and more in one wave: tiles of 64 to 192 weight rows by 64 and 128 tokens, ends of
+// both, more stages than K has and fewer.
+TEST(Prompts, LinearInOneWaveIsThatOfStepsOfDecoding) {
+  const auto gpu = make_backend();
+  for (const auto& [tokens, n, k] : {std::array<std::int64_t, 3>{65, 4096, 4096},
+                                     {100, 6144, 129},
+                                     {128, 8190, 400},
+                                     {120, 12000, 1152},
+                                     {129, 4096, 4096},
+                                     {200, 6144, 1152},
+                                     {256, 4100, 16},
+                                     {300, 4096, 1152},
+                                     {333, 6137, 400},
+                                     {390, 2056, 129},
+                                     {512, 6144, 4096},
+                                     {700, 4090, 2000}}) {
+    ASSERT_EQ(planned_tile({DType::f8e4m3, n, k}, tokens, 132), kDecodeTile);
+    LinearOnDevice linear(*gpu, DType::f8e4m3, tokens, n, k);
+    for (const DType y_type : {DType::f32, DType::bf16}) {
+      SCOPED_TRACE(text(tokens, " tokens, ", n, " x ", k, " to ", name(y_type)));
+      expect_same_in_small_steps(
+          tokens, [&](Range rows) { return linear.run(rows, y_type); }, kMostDenseTokens);
+      if (HasFailure()) return;
+    }
   }
 }
 

@@ -69,8 +69,10 @@ void gemm_wgmma(cudaStream_t, const Gemm&);
 // others are slow and take tiles of kUnalignedE4m3Tile.
 void gemm_e4m3(cudaStream_t, const Gemm&, bool weights_aligned);
 // The same for kDecodeTile: a dense layer without `swiglu`, weights aligned, x with one scale a
-// row; the grid is for a device of `processors` multiprocessors.
+// row; the grid is for a device of `processors` multiprocessors. The first takes up to
+// kMostDenseTokens slots, the second is for more.
 void gemm_e4m3_dense(cudaStream_t, const Gemm&, int processors);
+void gemm_e4m3_wave(cudaStream_t, const Gemm&, int processors);
 // The weights of experts, known to the host.
 struct HostWeights {
   std::span<const WeightRef> weight, up;

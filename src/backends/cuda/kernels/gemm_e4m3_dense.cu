@@ -1,23 +1,21 @@
-// The e4m3 GEMM of a dense layer for steps of decoding: tiles of so few weight rows that every
-// multiprocessor has one, and of all tokens.
+// The e4m3 GEMM of a dense layer for up to 64 tokens: tiles of so few weight rows that every
+// multiprocessor has one, and of all tokens. gemm_e4m3_wave.cu takes more.
 //
 // Roles:    weights are the rows (M) of the product, tokens its columns (N).
 // Numbers:  bit by bit those of gemm_e4m3.cuh; x has one scale a row.
-// Grid:     a block for 32, 48 or 64 weight rows x 8 to 128 tokens, one a multiprocessor. If a tile
+// Grid:     a block for 32, 48 or 64 weight rows x 8 to 64 tokens, one a multiprocessor. If a tile
 //           has fewer rows than the 64 of wgmma, the last are what shared memory happens to hold;
 //           nobody stores them.
 // Pipeline: one thread copies boxes (TMA) of 128 columns, weights from before the predecessor has
-//           ended: up to 32 stages, at few tokens nearly all of K. Tiles of 128 tokens are
-//           multiplied in clusters of two blocks, each of which copies half of the tokens for both.
-//           A warpgroup for 64 tokens multiplies two stages at a time.
-// Traffic:  weights once for each tile of tokens; tokens once for each cluster, from L2.
+//           ended: up to 32 stages, at few tokens nearly all of K. A warpgroup multiplies two
+//           stages at a time.
+// Traffic:  weights once; tokens once for each block, from L2.
 // Bound by: memory, and the latency of a launch.
 // Floor on an H100: n k bytes / 3.15e12 s.
 // Measured (H100 80 GB HBM3, cuda_kernels_bench f8e4m3, with the rounding of x; of the floor): qkv
-//           of Mixtral 8x7B 13.5 us at 1 token (59 %), 13.3 at 32 (62 %), 14.8 at 64 (57 %), 18.1
-//           at 128 (49 %); o 11.2 (48 %), 12.2, 12.2, 15.9 (40 %). On an H200, in one run, by
-//           gemm_e4m3.cuh 12.1, 14.7, 16.4, 22.9 us and 11.4, 12.2, 13.6, 17.9, by this kernel
-//           11.9, 12.1, 13.0, 15.7 and 10.1, 11.7, 12.1, 14.3.
+//           of Mixtral 8x7B 13.5 us at 1 token (59 %), 13.3 at 32 (62 %), 14.8 at 64 (57 %); o 11.2
+//           (48 %), 12.2, 12.2. On an H200, in one run, by gemm_e4m3.cuh 12.1, 14.7, 16.4 us and
+//           11.4, 12.2, 13.6, by this kernel 11.9, 12.1, 13.0 and 10.1, 11.7, 12.1.
 #include "backends/cuda/kernels/gemm_tma_tile.cuh"
 #include "backends/cuda/kernels/tensor_map.h"
 #include "backends/cuda/launch.h"
@@ -26,13 +24,12 @@
 namespace ostro::cuda {
 namespace {
 
-template <int kRows_, int kTokens_, int kCluster_>
+template <int kRows_, int kTokens_>
 struct DenseTile {
-  static_assert(kRows_ <= kMostDecodeRows && kTokens_ <= kDecodeTile);
-  static constexpr int kRows = kRows_, kTokens = kTokens_, kCluster = kCluster_;
+  static_assert(kRows_ <= kMostDenseRows && kTokens_ <= kMostDenseTokens);
+  static constexpr int kRows = kRows_, kTokens = kTokens_;
   static constexpr int kK = 128;  // columns of a stage: bytes of a swizzle row
   static_assert(kK == quant::kE4m3Group);
-  static constexpr int kGroupTokens = kTokens < 64 ? kTokens : 64, kGroups = kTokens / kGroupTokens;
   static constexpr int kWeightBytes = kRows * kK, kTokenBytes = kTokens * kK;
   static constexpr int kStageBytes = kWeightBytes + kTokenBytes;
   static_assert(kWeightBytes % 1024 == 0 && kTokenBytes % 1024 == 0, "swizzled tiles");
@@ -41,13 +38,10 @@ struct DenseTile {
   static constexpr int kOther = 16 * 32 + 1024 + (64 - kRows) * kK;
   static constexpr int kFitting = ((224 << 10) - kOther) / kStageBytes;
   static constexpr int kStages = kFitting < 32 ? kFitting : 32;
-  // The tokens that each block of the cluster copies.
-  static constexpr int kPartTokens = kTokens / kCluster;
-  static_assert(kPartTokens % 8 == 0, "parts swizzle alike");
   static constexpr int kBarriers = kStages * kStageBytes;
   static constexpr int kSharedBytes = kBarriers + kOther;
   static_assert(kSharedBytes <= 224 << 10);
-  static constexpr int kMathWarps = 4 * kGroups, kThreads = 32 * (kMathWarps + 1);
+  static constexpr int kMathWarps = 4, kThreads = 32 * (kMathWarps + 1);
 };
 
 // What a block has in shared memory, by address; the first stage's is a multiple of 1024.
@@ -56,9 +50,7 @@ struct DenseMemory {
   std::uint32_t shared;
 
   __device__ std::uint32_t weights(int stage) const { return shared + stage * Tile::kStageBytes; }
-  __device__ std::uint32_t tokens(int stage, int first) const {
-    return weights(stage) + Tile::kWeightBytes + first * Tile::kK;
-  }
+  __device__ std::uint32_t tokens(int stage) const { return weights(stage) + Tile::kWeightBytes; }
   __device__ std::uint32_t full(int stage) const { return shared + Tile::kBarriers + 16 * stage; }
   __device__ std::uint32_t empty(int stage) const { return full(stage) + 8; }
 };
@@ -67,14 +59,12 @@ struct DenseMaps {
   CUtensorMap weights, x;
 };
 
-// By one thread of block `rank` of the cluster: `rows` weight rows from n0 on, and its part of the
-// tokens from t0 on.
+// By one thread: the weight rows from n0 on, and all tokens.
 template <class Tile>
 class DenseCopies {
  public:
-  __device__ DenseCopies(const DenseMaps& maps, const DenseMemory<Tile>& memory, int n0, int t0,
-                         int rank)
-      : maps_(maps), memory_(memory), n0_(n0), t0_(t0), rank_(rank) {}
+  __device__ DenseCopies(const DenseMaps& maps, const DenseMemory<Tile>& memory, int n0)
+      : maps_(maps), memory_(memory), n0_(n0) {}
 
   __device__ void copy(int k_tiles) const {
     // Weights do not change during a step: they need not wait for the predecessor.
@@ -92,37 +82,27 @@ class DenseCopies {
   }
 
  private:
-  // Announces all that comes to this block in the stage; the other's part may have come already.
+  // Announces all that comes in the stage.
   __device__ void copy_weights(int i, int stage) const {
     const std::uint32_t barrier = memory_.full(stage);
     ptx::barrier_arrive_expect(barrier, Tile::kStageBytes);
     ptx::copy_box(memory_.weights(stage), maps_.weights, i * Tile::kK, n0_, barrier);
   }
   __device__ void copy_tokens(int i, int stage) const {
-    constexpr auto kAll = std::uint16_t((1 << Tile::kCluster) - 1);
-    const int first = rank_ * Tile::kPartTokens;
-    const std::uint32_t to = memory_.tokens(stage, first), barrier = memory_.full(stage);
-    if constexpr (Tile::kCluster > 1)
-      ptx::copy_box_to(kAll, to, maps_.x, i * Tile::kK, t0_ + first, barrier);
-    else
-      ptx::copy_box(to, maps_.x, i * Tile::kK, t0_ + first, barrier);
+    ptx::copy_box(memory_.tokens(stage), maps_.x, i * Tile::kK, 0, memory_.full(stage));
   }
 
   const DenseMaps& maps_;
   const DenseMemory<Tile>& memory_;
-  const int n0_, t0_, rank_;
+  const int n0_;
 };
 
-// A thread of the warpgroups that multiply.
+// A thread of the warpgroup that multiplies.
 template <class Tile>
 class DenseSums {
  public:
   __device__ explicit DenseSums(const DenseMemory<Tile>& memory)
-      : memory_(memory),
-        lane_(int(threadIdx.x) % 32),
-        warp_(int(threadIdx.x) / 32 % 4),
-        // The same in all lanes, which the compiler is to know: descriptors are warp-wide.
-        group_(__shfl_sync(~0u, int(threadIdx.x) / 128, 0)) {}
+      : memory_(memory), lane_(int(threadIdx.x) % 32), warp_(int(threadIdx.x) / 32) {}
 
   // Of weights before the predecessor has ended, of tokens after it, both long before store().
   __device__ void load_weight_scales(const GemmArgs& a, int n0) {
@@ -130,10 +110,10 @@ class DenseSums {
     for (int r = 0; r < 2; ++r)
       if (takes(a, n0, r)) weight_scale_[r] = a.weight.scale[n0 + row(r)];
   }
-  __device__ void load_token_scales(const GemmArgs& a, int t0) {
+  __device__ void load_token_scales(const GemmArgs& a) {
 #pragma unroll
     for (int e = 0; e < kN / 4; ++e)
-      if (const std::int64_t slot = t0 + token(e); slot < a.slots) x_scale_[e] = a.x_scale[slot];
+      if (const int slot = token(e); slot < a.slots) x_scale_[e] = a.x_scale[slot];
   }
 
   __device__ void add_stages(int k_tiles) {
@@ -156,13 +136,13 @@ class DenseSums {
     }
   }
 
-  __device__ void store(const GemmArgs& a, int n0, int t0) const {
+  __device__ void store(const GemmArgs& a, int n0) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (!takes(a, n0, r)) continue;
 #pragma unroll
       for (int e = 0; e < kN / 4; ++e)
-        if (const std::int64_t slot = t0 + token(e); slot < a.slots) {
+        if (const int slot = token(e); slot < a.slots) {
           const float sum = sum_[e / 2 * 4 + 2 * r + e % 2] * x_scale_[e] * weight_scale_[r];
           store_output(a, slot, n0 + row(r), Pack<float, 1>{{sum}});
         }
@@ -170,12 +150,12 @@ class DenseSums {
   }
 
  private:
-  static constexpr int kN = Tile::kGroupTokens;
+  static constexpr int kN = Tile::kTokens;
   using Product = ptx::Wgmma<__nv_fp8_e4m3, kN>;
 
   // The weight rows of the tile and the tokens, by number, whose sums this thread has.
   __device__ int row(int r) const { return warp_ * 16 + lane_ / 4 + 8 * r; }
-  __device__ int token(int e) const { return group_ * kN + e / 2 * 8 + lane_ % 4 * 2 + e % 2; }
+  __device__ int token(int e) const { return e / 2 * 8 + lane_ % 4 * 2 + e % 2; }
   __device__ bool takes(const GemmArgs& a, int n0, int r) const {
     return row(r) < Tile::kRows && n0 + row(r) < a.n;
   }
@@ -185,7 +165,7 @@ class DenseSums {
     const int stage = ring_.stage;
     ptx::barrier_wait(memory_.full(stage), ring_.parity);
     const std::uint64_t rows = ptx::swizzled_tile(memory_.weights(stage));
-    const std::uint64_t tokens = ptx::swizzled_tile(memory_.tokens(stage, group_ * kN));
+    const std::uint64_t tokens = ptx::swizzled_tile(memory_.tokens(stage));
     ptx::wgmma_fence();
     Product::run_first(part, rows, tokens);
 #pragma unroll
@@ -201,17 +181,11 @@ class DenseSums {
 #pragma unroll
     for (int j = 0; j < kN / 2; ++j) sum_[j] += part[j];
     __syncwarp();
-    // Copies of every block of the cluster come here next.
-    if (lane_ < Tile::kCluster) {
-      if constexpr (Tile::kCluster > 1)
-        ptx::barrier_arrive(memory_.empty(stage), lane_);
-      else
-        ptx::barrier_arrive(memory_.empty(stage));
-    }
+    if (lane_ == 0) ptx::barrier_arrive(memory_.empty(stage));
   }
 
   const DenseMemory<Tile>& memory_;
-  const int lane_, warp_, group_;
+  const int lane_, warp_;
   StageRing<Tile::kStages> ring_;
   float sum_[kN / 2] = {}, part_[2][kN / 2] = {};
   float x_scale_[kN / 4] = {}, weight_scale_[2] = {};
@@ -219,31 +193,23 @@ class DenseSums {
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
-    gemm_e4m3_dense_kernel(const GemmArgs a, const __grid_constant__ DenseMaps maps,
-                           int row_tiles) {
+    gemm_e4m3_dense_kernel(const GemmArgs a, const __grid_constant__ DenseMaps maps) {
   extern __shared__ unsigned char shared_raw[];
   const DenseMemory<Tile> memory{(ptx::shared_address(shared_raw) + 1023) & ~1023u};
   const int k_tiles = (a.k + Tile::kK - 1) / Tile::kK;
-  const int n0 = int(blockIdx.x) % row_tiles * Tile::kRows;
-  const int t0 = int(blockIdx.x) / row_tiles * Tile::kTokens;
+  const int n0 = int(blockIdx.x) * Tile::kRows;
   const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);
   if (threadIdx.x == 0) {
     for (int s = 0; s < Tile::kStages; ++s) {
       ptx::barrier_init(memory.full(s), 1);
-      ptx::barrier_init(memory.empty(s), Tile::kMathWarps * Tile::kCluster);
+      ptx::barrier_init(memory.empty(s), Tile::kMathWarps);
     }
     ptx::barrier_init_fence();
   }
-  const auto all_blocks = [] {
-    if constexpr (Tile::kCluster > 1)
-      ptx::cluster_sync();
-    else
-      __syncthreads();
-  };
-  all_blocks();
+  __syncthreads();
   if (warp == Tile::kMathWarps) {
     if (threadIdx.x % 32 == 0)
-      DenseCopies<Tile>(maps, memory, n0, t0, int(blockIdx.x) % Tile::kCluster).copy(k_tiles);
+      DenseCopies<Tile>(maps, memory, n0).copy(k_tiles);
     else
       begin_kernel();
     __syncwarp();
@@ -251,34 +217,30 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     DenseSums<Tile> sums(memory);
     sums.load_weight_scales(a, n0);
     begin_kernel();
-    sums.load_token_scales(a, t0);
+    sums.load_token_scales(a);
     sums.add_stages(k_tiles);
-    sums.store(a, n0, t0);
+    sums.store(a, n0);
   }
-  // No block ends while another may still arrive at its barriers or copy to it.
-  if constexpr (Tile::kCluster > 1) all_blocks();
 }
 
-template <int kRows, int kTokens, int kCluster>
-void start(cudaStream_t stream, const GemmArgs& a) {
-  using Tile = DenseTile<kRows, kTokens, kCluster>;
-  const std::int64_t row_tiles = round_up<std::int64_t>(ceil_div(a.n, kRows), kCluster);
+template <int kRows, int kTokens>
+void start_dense(cudaStream_t stream, const GemmArgs& a) {
+  using Tile = DenseTile<kRows, kTokens>;
   const DenseMaps maps{.weights = swizzled_map(a.weight.data, a.n, a.k, a.weight.stride, kRows),
-                       .x = swizzled_map(a.x, a.slots, a.k, a.x_stride, Tile::kPartTokens)};
+                       .x = swizzled_map(a.x, a.slots, a.k, a.x_stride, kTokens)};
   launch(stream,
-         {.blocks = row_tiles * ceil_div<std::int64_t>(a.slots, kTokens),
+         {.blocks = ceil_div(a.n, kRows),
           .threads = Tile::kThreads,
-          .shared_bytes = Tile::kSharedBytes,
-          .cluster = kCluster},
-         gemm_e4m3_dense_kernel<Tile>, a, maps, int(row_tiles));
+          .shared_bytes = Tile::kSharedBytes},
+         gemm_e4m3_dense_kernel<Tile>, a, maps);
 }
 
 // The fewest weight rows a block with which every multiprocessor has one block at most.
 template <int kTokens>
 void start_one_wave(cudaStream_t stream, const GemmArgs& a, int processors) {
-  if (ceil_div(a.n, 32) <= processors) return start<32, kTokens, 1>(stream, a);
-  if (ceil_div(a.n, 48) <= processors) return start<48, kTokens, 1>(stream, a);
-  start<64, kTokens, 1>(stream, a);
+  if (ceil_div(a.n, 32) <= processors) return start_dense<32, kTokens>(stream, a);
+  if (ceil_div(a.n, 48) <= processors) return start_dense<48, kTokens>(stream, a);
+  start_dense<64, kTokens>(stream, a);
 }
 
 }  // namespace
@@ -287,8 +249,7 @@ void gemm_e4m3_dense(cudaStream_t stream, const Gemm& g, int processors) {
   const GemmArgs& a = g.args;
   if (a.slots <= 8) return start_one_wave<8>(stream, a, processors);
   if (a.slots <= 32) return start_one_wave<32>(stream, a, processors);
-  if (a.slots <= 64) return start_one_wave<64>(stream, a, processors);
-  start<64, 128, 2>(stream, a);
+  start_one_wave<64>(stream, a, processors);
 }
 
 }  // namespace ostro::cuda

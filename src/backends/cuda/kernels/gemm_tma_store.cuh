@@ -71,8 +71,9 @@ __device__ inline void store_e4m3(const GemmArgs& a, const Fragment& f, int n0,
 }
 
 // kOutputs outputs of a token, all of which exist, in 16-byte stores.
-template <int r, int kOutputs, class Y>
-__device__ inline void store_whole(const Fragment& f, Y* y, const float (&sum)[128]) {
+template <int r, int kOutputs, class Y, int kSums>
+__device__ inline void store_whole(const Fragment& f, Y* y, const float (&sum)[kSums]) {
+  static_assert(kOutputs % 32 == 0 && kSums >= kOutputs / 2);
   if constexpr (sizeof(Y) == 2) {
 #pragma unroll
     for (int j = 0; j < kOutputs / 8; j += 4) {
@@ -107,9 +108,9 @@ __device__ inline void store_whole(const Fragment& f, Y* y, const float (&sum)[1
 }
 
 // kOutputs outputs of a token from column n0 on, those that exist.
-template <int r, int kOutputs, class Y>
+template <int r, int kOutputs, class Y, int kSums>
 __device__ inline void store_row(const GemmArgs& a, const Fragment& f, int n0,
-                                 const float (&sum)[128]) {
+                                 const float (&sum)[kSums]) {
   Y* const y = static_cast<Y*>(a.y) + (f.slot + 8 * r) * a.y_stride + n0;
   constexpr std::uintptr_t kStore = 16;
   if (n0 + kOutputs <= a.n && reinterpret_cast<std::uintptr_t>(a.y) % kStore == 0 &&
@@ -125,22 +126,29 @@ __device__ inline void store_row(const GemmArgs& a, const Fragment& f, int n0,
     }
 }
 
+// The same of both tokens of a thread, to a y of any float type.
+template <int kOutputs, int kSums>
+__device__ void store_floats(const GemmArgs& a, const Fragment& f, int n0,
+                             const float (&sum)[kSums]) {
+  const auto store = [&]<class Y>(Y*) {
+    store_row<0, kOutputs, Y>(a, f, n0, sum);
+    store_row<1, kOutputs, Y>(a, f, n0, sum);
+  };
+  if (a.y_type == DType::f32)
+    store(static_cast<float*>(nullptr));
+  else if (a.y_type == DType::bf16)
+    store(static_cast<__nv_bfloat16*>(nullptr));
+  else
+    store(static_cast<__half*>(nullptr));
+}
+
 template <class Tile>
 __device__ void store_sums(const GemmArgs& a, const Fragment& f, int n0, const float (&sum)[128]) {
   if constexpr (Tile::kSwiglu && Tile::kE4m3) {
     store_e4m3<0>(a, f, n0, sum);
     store_e4m3<1>(a, f, n0, sum);
   } else {
-    const auto store = [&]<class Y>(Y*) {
-      store_row<0, Tile::kOutputs, Y>(a, f, n0, sum);
-      store_row<1, Tile::kOutputs, Y>(a, f, n0, sum);
-    };
-    if (a.y_type == DType::f32)
-      store(static_cast<float*>(nullptr));
-    else if (a.y_type == DType::bf16)
-      store(static_cast<__nv_bfloat16*>(nullptr));
-    else
-      store(static_cast<__half*>(nullptr));
+    store_floats<Tile::kOutputs>(a, f, n0, sum);
   }
 }
 

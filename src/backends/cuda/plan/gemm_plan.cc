@@ -30,6 +30,12 @@ int largest_that_fills(const int* tile, std::int64_t tokens, std::int64_t n, int
   return *tile;
 }
 
+bool one_wave(const WaveTiles& tiles, std::int64_t tokens, std::int64_t n, int processors) {
+  const std::int64_t clusters = ceil_div<std::int64_t>(n, tiles.rows) *
+                                ceil_div<std::int64_t>(tokens, kWaveCluster * tiles.tokens);
+  return kWaveCluster * clusters <= processors;
+}
+
 }  // namespace
 
 int dense_tile(std::int64_t tokens, std::int64_t n, bool e4m3, bool swiglu, int processors) {
@@ -38,7 +44,18 @@ int dense_tile(std::int64_t tokens, std::int64_t n, bool e4m3, bool swiglu, int 
 }
 
 bool decode_tile_takes(std::int64_t tokens, std::int64_t n, int processors) {
-  return tokens <= kDecodeTile && ceil_div<std::int64_t>(n, kMostDecodeRows) <= processors;
+  if (tokens <= kMostDenseTokens) return ceil_div<std::int64_t>(n, kMostDenseRows) <= processors;
+  return one_wave(wave_tiles(tokens, n, processors), tokens, n, processors);
+}
+
+WaveTiles wave_tiles(std::int64_t tokens, std::int64_t n, int processors) {
+  WaveTiles tiles{.rows = 0,
+                  .tokens = tokens <= kDecodeTile ? kDecodeTile / kWaveCluster : kDecodeTile};
+  for (const int rows : kWaveRows) {
+    tiles.rows = rows;
+    if (one_wave(tiles, tokens, n, processors)) break;
+  }
+  return tiles;
 }
 
 int expert_tile(std::int64_t tokens, std::int64_t experts, bool e4m3) {

@@ -24,11 +24,15 @@ inline constexpr int kTmaTile = 256;
 inline constexpr int kSmallTile = 64;
 inline constexpr std::int64_t kMostTmaExperts = 16;
 inline constexpr int kIntegerTmaTile = 128;  // of integer weights
-// That of the kernel for steps of decoding, of dense e4m3 weights without SwiGLU and x with one
-// scale a row: as many tokens as there are, up to this, by so few weight rows that each processor
-// has a block.
+// That of the two kernels for steps of decoding, of dense e4m3 weights without SwiGLU and x with
+// one scale a row: tokens up to this by so few weight rows that each processor has one block at
+// most.
 inline constexpr int kDecodeTile = 128;
-inline constexpr int kMostDecodeRows = 64;  // weight rows of a block
+// The first of them takes as many tokens as there are, up to so many, by up to so many weight rows;
+// the other (kernels/gemm_e4m3_wave.cu) more tokens, in tiles that stand in clusters.
+inline constexpr int kMostDenseTokens = 64, kMostDenseRows = 64;
+inline constexpr int kWaveRows[] = {64, 96, 128, 192};
+inline constexpr int kWaveCluster = 2;  // tiles of tokens with the same weight rows
 // The largest of the other kernels, and the only one for e4m3 rows that do not start at 16 bytes.
 inline constexpr int kLargestTileWithoutTma = 64;
 inline constexpr int kUnalignedE4m3Tile = kLargestTileWithoutTma;
@@ -64,6 +68,13 @@ int dense_tile(std::int64_t tokens, std::int64_t n, bool e4m3, bool swiglu, int 
 
 // Whether kDecodeTile is worth it for such rows: if it makes one block a processor at most.
 bool decode_tile_takes(std::int64_t tokens, std::int64_t n, int processors);
+// The tiles for more than kMostDenseTokens: of the fewest weight rows with which it does so, of the
+// most if none does.
+struct WaveTiles {
+  int rows, tokens;
+  bool operator==(const WaveTiles&) const = default;
+};
+WaveTiles wave_tiles(std::int64_t tokens, std::int64_t n, int processors);
 
 // For routed rows. One expert rarely gets as many as there are tokens, but its weights must not be
 // read twice when it does; a tile costs shared memory, not time: rows that are not there are

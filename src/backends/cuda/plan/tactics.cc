@@ -37,13 +37,13 @@ std::vector<int> tiles_of(const ops::Product& p) {
 }
 
 // Not those of four times the tokens and more, whose rows are mostly empty, nor those that read
-// weights more than 16 times; the two largest are always worth it for many tokens, and that of
-// decoding is as large as the tokens need.
+// weights more than 16 times; the two largest are always worth it for many tokens. That of decoding
+// is as large as few tokens need; of many there are so many that they take turns.
 std::vector<int> tiles_to_try(const ops::Product& p, std::int64_t tokens) {
-  constexpr std::int64_t kSmallestTile = 8, kMostEmpty = 4, kMostReads = 16;
+  constexpr std::int64_t kSmallestTile = 8, kMostEmpty = 4, kMostReads = 16, kMostDecoding = 1024;
   std::vector<int> tiles = tiles_of(p);
   std::erase_if(tiles, [&](std::int64_t tile) {
-    if (may_decode(p) && tile == kDecodeTile) return tokens > kDecodeTile;
+    if (may_decode(p) && tile == kDecodeTile) return tokens > kMostDecoding;
     return tile > kMostEmpty * std::max(tokens, kSmallestTile) ||
            (tile < kLargestTileWithoutTma && tile * kMostReads < tokens);
   });
