@@ -1,5 +1,5 @@
 // The GEMM of experts in steps of up to 256 tokens, of bf16 and f16 up to 384: a kernel that
-// gemm_persistent_*.cu instantiate.
+// gemm_persistent_*.cu instantiate. Its tiles and copies are in gemm_persistent_copies.cuh.
 //
 // Roles:    weights are the rows (M) of the product, tokens its columns (N).
 // Numbers:  bit by bit those of gemm_e4m3.cuh and gemm_wgmma.cuh. Of 16-bit elements the tensor
@@ -25,7 +25,7 @@
 #pragma once
 
 #include "backends/cuda/kernels/e4m3.cuh"
-#include "backends/cuda/kernels/gemm_tma_tile.cuh"
+#include "backends/cuda/kernels/gemm_persistent_copies.cuh"
 #include "backends/cuda/kernels/tensor_map.h"
 #include "backends/cuda/launch.h"
 #include "backends/cuda/ptx/named_barrier.cuh"
@@ -33,234 +33,6 @@
 #include "backends/cuda/ptx/wgmma.cuh"
 
 namespace ostro::cuda {
-
-// kGroups warpgroups multiply, each 64 rows of each of kHalves parts of the weight rows.
-template <class T, int kTokens_, int kStages_, bool kSwiglu_, int kGroups_ = 2, int kHalves_ = 2>
-struct PersistentTile {
-  using Element = T;
-  static constexpr int kTokens = kTokens_, kStages = kStages_;
-  static constexpr int kGroups = kGroups_, kHalves = kHalves_;
-  static constexpr bool kE4m3 = std::is_same_v<T, __nv_fp8_e4m3>;
-  static constexpr bool kSwiglu = kSwiglu_, kGroupScales = kE4m3 && !kSwiglu;
-  static constexpr int kRowBytes = 128;  // of a stage: a swizzle row
-  static constexpr int kK = kRowBytes / int(sizeof(T));
-  static_assert(!kE4m3 || kK == quant::kE4m3Group);
-  static constexpr int kHalfRows = 64 * kGroups, kRows = kHalves * kHalfRows;
-  static constexpr int kOutputs = kSwiglu ? kHalfRows : kRows;
-  static_assert(!kSwiglu || (kHalves == 2 && kOutputs == quant::kE4m3Group));
-  static constexpr int kHalfBytes = kHalfRows * kRowBytes, kWeightBytes = kHalves * kHalfBytes;
-  static constexpr int kTokenBytes = kTokens * kRowBytes, kStageBytes = kWeightBytes + kTokenBytes;
-  static constexpr int kTokenBlocks = 1;  // [kRowBytes of columns][token] in a stage
-  static_assert(kTokenBytes % 1024 == 0, "a swizzled tile starts at 1024 bytes");
-  // Behind the stages: the tokens' scales of each, if they have some; results; barriers.
-  static constexpr int kScales = kStages * kStageBytes;
-  static constexpr int kSums = kScales + (kGroupScales ? kStages * kTokens * 4 : 0);
-  // Results lie there for so many tokens at a time.
-  static constexpr int kSumTokens = kTokens > 64 ? kTokens / 2 : kTokens;
-  static constexpr int kSumStride = kHalfRows + 4;  // lanes that share rows write other banks
-  static constexpr int kBarriers = kSums + (kSwiglu ? kSumTokens * kSumStride * 4 : 0);
-  static constexpr int kSharedBytes = kBarriers + kStages * 16 + 1024;
-  static_assert(kSharedBytes <= 227 << 10);
-  // Many tokens of e4m3, whose products take less time, come by the copy engine, in boxes: they lie
-  // in a row.
-  static constexpr bool kBoxes = kE4m3 && kTokens > kLargestTileWithoutTma;
-  static constexpr int kBoxTokens = 32, kBoxBytes = kBoxTokens * kRowBytes;
-  static_assert(!kBoxes || kTokens % kBoxTokens == 0);
-  // The warpgroups that multiply, and one that copies: a thread weights, two warps tokens; or a
-  // thread their boxes, and a warp their scales if each stage has some.
-  static constexpr int kMathThreads = 128 * kGroups, kMathWarps = kMathThreads / 32;
-  static constexpr int kThreads = kMathThreads + 128;
-  static constexpr int kTokenWarps = kBoxes ? kGroupScales : 2, kTokenThreads = 32 * kTokenWarps;
-  static constexpr int kTokenRowStep = 8;
-  static_assert(kBoxes || kTokenRowStep == kTokenThreads / 8);
-  static_assert(kTokenRowStep % 8 == 0, "rows of one thread swizzle alike");
-  static constexpr int kMathRegisters = kE4m3 ? 224 : 200,
-                       kCopyRegisters = 504 - 2 * kMathRegisters;
-  static constexpr bool kSharesRegisters = kGroups == 2;
-  static_assert(128 * (2 * kMathRegisters + kCopyRegisters) <= 65536);
-};
-
-// What a block has in shared memory, from a multiple of 1024 bytes on.
-template <class Tile>
-struct PersistentMemory {
-  unsigned char* data;
-  std::uint32_t shared;  // its address
-
-  __device__ std::uint32_t weights(int stage) const { return shared + stage * Tile::kStageBytes; }
-  __device__ std::uint32_t tokens(int stage) const { return weights(stage) + Tile::kWeightBytes; }
-  __device__ std::uint32_t scale(int stage, int token) const {
-    return shared + Tile::kScales + (stage * Tile::kTokens + token) * 4;
-  }
-  __device__ const float* scales(int stage) const {
-    return reinterpret_cast<const float*>(data + Tile::kScales) + stage * Tile::kTokens;
-  }
-  __device__ float* sums(int token) const {
-    return reinterpret_cast<float*>(data + Tile::kSums) + token * Tile::kSumStride;
-  }
-  __device__ std::uint32_t full(int stage) const { return shared + Tile::kBarriers + 16 * stage; }
-  __device__ std::uint32_t empty(int stage) const { return full(stage) + 8; }
-};
-
-// The tiles of a block. The list is read from L2: it may be newer than what an earlier kernel has
-// left in L1.
-template <class Tile>
-struct PersistentWalk {
-  int row_tiles, token_tiles, next;
-
-  __device__ explicit PersistentWalk(const GemmArgs& a)
-      : row_tiles((a.n + Tile::kOutputs - 1) / Tile::kOutputs),
-        token_tiles(__ldcg(a.tile_count)),
-        next(int(blockIdx.x)) {}
-  // False if there is none left.
-  __device__ bool take(const GemmArgs& a, int& row_tile, TokenTile& tile) {
-    if (next >= row_tiles * token_tiles) return false;
-    const BlockTile at(row_tiles, token_tiles, next);
-    next += int(gridDim.x);
-    row_tile = at.row;
-    const auto* const from = reinterpret_cast<const std::int32_t*>(a.tiles + at.token);
-    tile = {__ldcg(from), __ldcg(from + 1), __ldcg(from + 2)};
-    return true;
-  }
-};
-
-// One thread.
-template <class Tile>
-__device__ void copy_weights(const GemmArgs& a, const TmaWeights& weights,
-                             const PersistentMemory<Tile>& memory, int k_tiles) {
-  PersistentWalk<Tile> walk(a);
-  StageRing<Tile::kStages> ring;
-  int row_tile;
-  TokenTile tile;
-  while (walk.take(a, row_tile, tile)) {
-    const CUtensorMap& first = weights.weight[tile.expert].rows;
-    const CUtensorMap& second = Tile::kSwiglu ? weights.up[tile.expert].rows : first;
-    const int row = row_tile * Tile::kOutputs;
-    const int second_row = row + (Tile::kSwiglu ? 0 : Tile::kHalfRows);
-    for (int i = 0; i < k_tiles; ++i) {
-      const std::uint32_t to = memory.weights(ring.stage), barrier = memory.full(ring.stage);
-      ptx::barrier_wait(memory.empty(ring.stage), ring.parity ^ 1);
-      ptx::barrier_arrive_expect(barrier, Tile::kWeightBytes);
-      ptx::copy_box_once(to, first, i * Tile::kRowBytes, row, barrier);
-      if constexpr (Tile::kHalves == 2)
-        ptx::copy_box_once(to + Tile::kHalfBytes, second, i * Tile::kRowBytes, second_row, barrier);
-      ring.advance();
-    }
-  }
-}
-
-// One thread, of tokens that come in boxes.
-template <class Tile>
-__device__ void copy_boxes(const GemmArgs& a, const CUtensorMap& x,
-                           const PersistentMemory<Tile>& memory, int k_tiles) {
-  PersistentWalk<Tile> walk(a);
-  StageRing<Tile::kStages> ring;
-  int row_tile;
-  TokenTile tile;
-  while (walk.take(a, row_tile, tile)) {
-    const int boxes = (tile.count + Tile::kBoxTokens - 1) / Tile::kBoxTokens;
-    for (int i = 0; i < k_tiles; ++i) {
-      const std::uint32_t to = memory.tokens(ring.stage), barrier = memory.full(ring.stage);
-      ptx::barrier_wait(memory.empty(ring.stage), ring.parity ^ 1);
-      ptx::barrier_arrive_expect(barrier, boxes * Tile::kBoxBytes);
-      for (int b = 0; b < boxes; ++b)
-        ptx::copy_box(to + b * Tile::kBoxBytes, x, i * Tile::kRowBytes,
-                      tile.first + b * Tile::kBoxTokens, barrier);
-      ring.advance();
-    }
-  }
-}
-
-// The warps that copy tokens, if they do not come in boxes, and their scales; `thread` counts from
-// the first of them.
-template <class Tile>
-class TokenCopies {
- public:
-  __device__ TokenCopies(const GemmArgs& a, const PersistentMemory<Tile>& memory, int thread)
-      : a_(a), memory_(memory), thread_(thread), chunk_(thread % 8), row0_(thread / 8) {}
-
-  __device__ void copy(int k_tiles) {
-    PersistentWalk<Tile> walk(a_);
-    int row_tile;
-    TokenTile tile;
-    while (walk.take(a_, row_tile, tile)) {
-      find_rows(tile);
-      for (int i = 0; i < k_tiles; ++i) copy_stage(i);
-    }
-    ptx::copy_wait<0>();
-    for (; under_way_ > 0; --under_way_) announce();
-  }
-
- private:
-  // The copies of so many stages go on while the next are started.
-  static constexpr int kLag = Tile::kStages - 2;
-  static constexpr int kLoads = Tile::kBoxes ? 0 : Tile::kTokens / Tile::kTokenRowStep;
-  static constexpr int kScales =
-      Tile::kGroupScales ? ceil_div<int>(Tile::kTokens, Tile::kTokenThreads) : 0;
-  static constexpr int kSize = sizeof(typename Tile::Element);
-
-  // -1: there is none.
-  __device__ std::int32_t row_of(const TokenTile& tile, int i) const {
-    if (i >= tile.count) return -1;
-    return a_.rows ? a_.rows[tile.first + i] : tile.first + i;
-  }
-
-  __device__ void find_rows(const TokenTile& tile) {
-#pragma unroll
-    for (int j = 0; j < kLoads; ++j) row_[j] = row_of(tile, row0_ + j * Tile::kTokenRowStep);
-#pragma unroll
-    for (int j = 0; j < kScales; ++j)
-      scale_row_[j] = row_of(tile, thread_ + j * Tile::kTokenThreads);
-  }
-
-  __device__ void copy_stage(int i) {
-    const int stage = ring_.stage;
-    ptx::barrier_wait(memory_.empty(stage), ring_.parity ^ 1);
-#pragma unroll
-    for (int b = 0; b < Tile::kTokenBlocks; ++b) {
-      const int column = (i * Tile::kTokenBlocks + b) * Tile::kRowBytes + chunk_ * 16;
-      const int bytes = max(0, min(16, a_.k * kSize - column));
-      const std::uint8_t* const from =
-          static_cast<const std::uint8_t*>(a_.x) + (bytes > 0 ? column : 0);
-      const std::uint32_t to = memory_.tokens(stage) + b * Tile::kTokens * Tile::kRowBytes +
-                               row0_ * Tile::kRowBytes + ((chunk_ ^ (row0_ & 7)) << 4);
-#pragma unroll
-      for (int j = 0; j < kLoads; ++j)
-        if (row_[j] >= 0)
-          ptx::copy16(to + j * Tile::kTokenRowStep * Tile::kRowBytes,
-                      from + row_[j] * a_.x_stride * kSize, bytes);
-    }
-#pragma unroll
-    for (int j = 0; j < kScales; ++j) {
-      const int token = thread_ + j * Tile::kTokenThreads;
-      const bool there = scale_row_[j] >= 0;
-      if (token < Tile::kTokens)
-        ptx::copy4(memory_.scale(stage, token),
-                   a_.x_scale + (there ? i * a_.x_scale_stride + scale_row_[j] : 0), there ? 4 : 0);
-    }
-    ptx::copy_commit();
-    ring_.advance();
-    if (++under_way_ > kLag) {
-      ptx::copy_wait<kLag>();
-      announce();
-      --under_way_;
-    }
-  }
-
-  // This warp's part of the oldest stage under way is there.
-  __device__ void announce() {
-    ptx::fence_async_proxy();
-    __syncwarp();
-    if (thread_ % 32 == 0) ptx::barrier_arrive(memory_.full(oldest_.stage));
-    oldest_.advance();
-  }
-
-  const GemmArgs& a_;
-  const PersistentMemory<Tile>& memory_;
-  const int thread_, chunk_, row0_;
-  StageRing<Tile::kStages> ring_, oldest_;
-  int under_way_ = 0;
-  std::int32_t row_[kLoads > 0 ? kLoads : 1], scale_row_[kScales > 0 ? kScales : 1];
-};
 
 // A thread of the warpgroups that multiply.
 template <class Tile>
@@ -281,14 +53,15 @@ class PersistentSums {
     int row_tile;
     TokenTile tile;
     while (walk.take(a_, row_tile, tile)) {
-      Sums sum = {};
+      Sums sum;
       if constexpr (Tile::kE4m3) {
         float weight_scale[kHalves][2];
         load_weight_scales(row_tile * Tile::kOutputs, tile.expert, weight_scale);
-        Sums part = {};
-        for (int i = 0; i < k_tiles; ++i) add_e4m3_stage(sum, part);
-        scale_sums(tile, weight_scale, sum);
+        const float token_scale = load_token_scale(tile);
+        add_e4m3_stages(k_tiles, tile.count, sum);
+        scale_sums(weight_scale, token_scale, sum);
       } else {
+        set_zero<0, kN>(sum);
         for (int i = 0; i < k_tiles; ++i) add_stage(sum);
       }
       if constexpr (Tile::kSwiglu)
@@ -301,6 +74,9 @@ class PersistentSums {
  private:
   static constexpr int kN = Tile::kTokens, kHalves = Tile::kHalves;
   static constexpr int kSteps = Tile::kRowBytes / 32;
+  // Tokens whose results a warp stores at a time.
+  static constexpr int kWarpTokens = Tile::kSumTokens / 8;
+  static constexpr int kBatch = kWarpTokens % 3 == 0 ? 3 : kWarpTokens < 4 ? kWarpTokens : 4;
   using Product = ptx::Wgmma<typename Tile::Element, kN>;
   using Sums = float[kHalves][kN / 2];
 
@@ -316,6 +92,15 @@ class PersistentSums {
     __syncwarp();
     if (lane_ == 0) ptx::barrier_arrive(memory_.empty(stage));
     ring_.advance();
+  }
+
+  // The sums of tokens kFirst to kLast - 1.
+  template <int kFirst, int kLast>
+  static __device__ void set_zero(Sums& sum) {
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h)
+#pragma unroll
+      for (int e = kFirst / 2; e < kLast / 2; ++e) sum[h][e] = 0;
   }
 
   // sum += the products of the next stage.
@@ -346,9 +131,10 @@ class PersistentSums {
       }
   }
 
-  // The products of a stage's columns with a half of the weight rows.
-  __device__ void start_half(int stage, int half, float (&part)[kN / 2]) const {
-    using Product = ptx::Wgmma<typename Tile::Element, kN>;
+  // The products of a stage's columns with a half of the weight rows, of the first kWide tokens.
+  template <int kWide>
+  __device__ void start_half(int stage, int half, float (&part)[kWide / 2]) const {
+    using Product = ptx::Wgmma<typename Tile::Element, kWide>;
     const std::uint64_t weights = rows(stage, half);
     const std::uint64_t tokens = ptx::swizzled_tile(memory_.tokens(stage));
     ptx::wgmma_fence();
@@ -360,10 +146,11 @@ class PersistentSums {
   }
 
   // They are there.
-  __device__ void add_half(int stage, float (&part)[kN / 2], float (&sum)[kN / 2]) const {
+  template <int kWide>
+  __device__ void add_half(int stage, float (&part)[kWide / 2], float (&sum)[kN / 2]) const {
     ptx::hold_registers(part);
 #pragma unroll
-    for (int j = 0; j < kN / 8; ++j) {
+    for (int j = 0; j < kWide / 8; ++j) {
       Pack<float, 2> scale{{1, 1}};
       if constexpr (Tile::kGroupScales)
         scale = load_pack<2>(memory_.scales(stage) + 8 * j + column());
@@ -373,34 +160,64 @@ class PersistentSums {
     }
   }
 
-  // The same of e4m3, with `part` as room for what the tensor core sums: one half is added while
-  // the other is under way.
-  __device__ void add_e4m3_stage(Sums& sum, Sums& part) {
-    const int stage = ring_.stage;
-    ptx::barrier_wait(memory_.full(stage), ring_.parity);
-    start_half(stage, 0, part[0]);
-    if constexpr (kHalves == 2) {
-      start_half(stage, 1, part[1]);
-      ptx::wgmma_wait<1>();
-      add_half(stage, part[0], sum[0]);
+  // sum = the products of all stages of e4m3: one half is added while the other is under way.
+  template <int kWide>
+  __device__ void add_e4m3_stages_of(int k_tiles, Sums& sum) {
+    set_zero<0, kWide>(sum);
+    float part[kHalves][kWide / 2] = {};  // room for what the tensor core sums
+    for (int i = 0; i < k_tiles; ++i) {
+      const int stage = ring_.stage;
+      ptx::barrier_wait(memory_.full(stage), ring_.parity);
+      start_half<kWide>(stage, 0, part[0]);
+      if constexpr (kHalves == 2) {
+        start_half<kWide>(stage, 1, part[1]);
+        ptx::wgmma_wait<1>();
+        add_half<kWide>(stage, part[0], sum[0]);
+      }
+      ptx::wgmma_wait<0>();
+      add_half<kWide>(stage, part[kHalves - 1], sum[kHalves - 1]);
+      release(stage);
     }
-    ptx::wgmma_wait<0>();
-    add_half(stage, part[kHalves - 1], sum[kHalves - 1]);
-    release(stage);
+    set_zero<kWide, kN>(sum);  // not before: they would hold registers all the time
   }
 
-  __device__ void scale_sums(const TokenTile& tile, const float (&weight_scale)[kHalves][2],
+  // By no more tokens than the tile has, in steps of 16, where tiles are large.
+  __device__ void add_e4m3_stages(int k_tiles, int count, Sums& sum) {
+    if constexpr (Tile::kBoxes) {
+      static_assert(kN == 96);
+      if (count <= 32) return add_e4m3_stages_of<32>(k_tiles, sum);
+      if (count <= 48) return add_e4m3_stages_of<48>(k_tiles, sum);
+      if (count <= 64) return add_e4m3_stages_of<64>(k_tiles, sum);
+      if (count <= 80) return add_e4m3_stages_of<80>(k_tiles, sum);
+    }
+    add_e4m3_stages_of<kN>(k_tiles, sum);
+  }
+
+  // Of the token of this thread's number, if tokens have one for all columns: from in front of the
+  // products, for behind them the warpgroups would wait for it.
+  __device__ float load_token_scale(const TokenTile& tile) const {
+    if constexpr (Tile::kGroupScales) return 1;
+    const int slot = tile.first + int(threadIdx.x);
+    return int(threadIdx.x) < tile.count ? a_.x_scale[a_.rows ? a_.rows[slot] : slot] : 0;
+  }
+
+  __device__ void scale_sums(const float (&weight_scale)[kHalves][2], float token_scale,
                              Sums& sum) const {
+    if constexpr (!Tile::kGroupScales) {
+      // Those of the tile before were read in front of store_hidden()'s barriers.
+      if (int(threadIdx.x) < kN) memory_.token_scales()[threadIdx.x] = token_scale;
+      ptx::named_barrier_sync(1, Tile::kMathThreads);
+    }
 #pragma unroll
-    for (int e = 0; e < kN / 2; ++e) {
-      float x_scale = 1;
-      if constexpr (!Tile::kGroupScales) {
-        const int token = e / 4 * 8 + column() + e % 2, slot = tile.first + token;
-        if (token < tile.count) x_scale = a_.x_scale[a_.rows ? a_.rows[slot] : slot];
-      }
+    for (int j = 0; j < kN / 8; ++j) {
+      Pack<float, 2> x_scale{{1, 1}};
+      if constexpr (!Tile::kGroupScales)
+        x_scale = load_pack<2>(memory_.token_scales() + 8 * j + column());
 #pragma unroll
       for (int h = 0; h < kHalves; ++h)
-        sum[h][e] = sum[h][e] * x_scale * weight_scale[h][e % 4 / 2];
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          sum[h][4 * j + e] = sum[h][4 * j + e] * x_scale.v[e % 2] * weight_scale[h][e / 2];
     }
   }
 
@@ -429,29 +246,50 @@ class PersistentSums {
       }
       ptx::named_barrier_sync(1, Tile::kMathThreads);
       const int count = min(tile.count - first, Tile::kSumTokens);
-      for (int token = warp_; token < count; token += Tile::kMathWarps) {
-        const auto value = load_pack<4>(memory_.sums(token) + lane_ * 4);
+      // Several tokens at a time, whose loads and maxima need not wait for one another.
+      for (int token = warp_; token < count; token += kBatch * Tile::kMathWarps) {
+        Pack<float, 4> value[kBatch];
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b)
+          value[b] =
+              load_pack<4>(memory_.sums(min(token + b * Tile::kMathWarps, count - 1)) + lane_ * 4);
+        const int there = (count - token + Tile::kMathWarps - 1) / Tile::kMathWarps;
         const std::int64_t slot = tile.first + first + token;
-        if constexpr (Tile::kE4m3)
-          store_e4m3(slot, row_tile, column0, value);
-        else
-          store_outputs(a_, slot, column0, value);
+        if constexpr (Tile::kE4m3) {
+          store_e4m3(slot, there, row_tile, column0, value);
+        } else {
+#pragma unroll
+          for (int b = 0; b < kBatch; ++b)
+            if (b < there) store_outputs(a_, slot + b * Tile::kMathWarps, column0, value[b]);
+        }
       }
     }
   }
 
-  // With one scale for the outputs of the tile.
-  __device__ void store_e4m3(std::int64_t slot, int row_tile, int column,
-                             Pack<float, 4> value) const {
+  // With one scale for a token's outputs of the tile; of the tokens from `slot` on, every
+  // kMathWarps-th, the first `there`.
+  __device__ void store_e4m3(std::int64_t slot, int there, int row_tile, int column,
+                             Pack<float, 4> (&value)[kBatch]) const {
+    std::uint32_t most[kBatch];
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
-      if (column + j >= a_.n) value.v[j] = 0;
-    const float most = warp_max(amax(value, quant::kE4m3LeastAmax));
-    // Rows of y are padded to 16 bytes.
-    if (column < a_.n)
-      *reinterpret_cast<std::uint32_t*>(static_cast<std::uint8_t*>(a_.y) + slot * a_.y_stride +
-                                        column) = to_e4m3(value, e4m3_factor(most));
-    if (lane_ == 0) a_.y_scale[row_tile * a_.y_scale_stride + slot] = e4m3_scale(most);
+    for (int b = 0; b < kBatch; ++b) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (column + j >= a_.n) value[b].v[j] = 0;
+      // The bits of numbers that are not negative have their order.
+      most[b] = __reduce_max_sync(~0u, __float_as_uint(amax(value[b], quant::kE4m3LeastAmax)));
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      if (b >= there) break;
+      const float largest = __uint_as_float(most[b]);
+      const std::int64_t at = slot + b * Tile::kMathWarps;
+      // Rows of y are padded to 16 bytes.
+      if (column < a_.n)
+        *reinterpret_cast<std::uint32_t*>(static_cast<std::uint8_t*>(a_.y) + at * a_.y_stride +
+                                          column) = to_e4m3(value[b], e4m3_factor(largest));
+      if (lane_ == 0) a_.y_scale[row_tile * a_.y_scale_stride + at] = e4m3_scale(largest);
+    }
   }
 
   const GemmArgs& a_;

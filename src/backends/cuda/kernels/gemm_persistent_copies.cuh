@@ -1,0 +1,243 @@
+// What the GEMM of experts whose blocks stay (gemm_persistent.cuh, gemm_persistent_integer.cuh)
+// copies: its tiles, their order, their stages in shared memory, and the threads that fill them.
+#pragma once
+
+#include "backends/cuda/kernels/gemm_tma_tile.cuh"
+#include "backends/cuda/ptx/cp_async.cuh"
+#include "backends/cuda/ptx/mbarrier.cuh"
+#include "backends/cuda/ptx/tma.cuh"
+
+namespace ostro::cuda {
+
+// kGroups warpgroups multiply, each 64 rows of each of kHalves parts of the weight rows.
+template <class T, int kTokens_, int kStages_, bool kSwiglu_, int kGroups_ = 2, int kHalves_ = 2>
+struct PersistentTile {
+  using Element = T;
+  static constexpr int kTokens = kTokens_, kStages = kStages_;
+  static constexpr int kGroups = kGroups_, kHalves = kHalves_;
+  static constexpr bool kE4m3 = std::is_same_v<T, __nv_fp8_e4m3>;
+  static constexpr bool kSwiglu = kSwiglu_, kGroupScales = kE4m3 && !kSwiglu;
+  static constexpr int kRowBytes = 128;  // of a stage: a swizzle row
+  static constexpr int kK = kRowBytes / int(sizeof(T));
+  static_assert(!kE4m3 || kK == quant::kE4m3Group);
+  static constexpr int kHalfRows = 64 * kGroups, kRows = kHalves * kHalfRows;
+  static constexpr int kOutputs = kSwiglu ? kHalfRows : kRows;
+  static_assert(!kSwiglu || (kHalves == 2 && kOutputs == quant::kE4m3Group));
+  static constexpr int kHalfBytes = kHalfRows * kRowBytes, kWeightBytes = kHalves * kHalfBytes;
+  static constexpr int kTokenBytes = kTokens * kRowBytes, kStageBytes = kWeightBytes + kTokenBytes;
+  static constexpr int kTokenBlocks = 1;  // [kRowBytes of columns][token] in a stage
+  static_assert(kTokenBytes % 1024 == 0, "a swizzled tile starts at 1024 bytes");
+  // Behind the stages: the tokens' scales of each, or those of the tile; results; barriers.
+  static constexpr int kScales = kStages * kStageBytes;
+  static constexpr int kScaleBytes = (kGroupScales ? kStages : int(kE4m3)) * kTokens * 4;
+  static constexpr int kSums = kScales + kScaleBytes;
+  // Results lie there for so many tokens at a time.
+  static constexpr int kSumTokens = kTokens > 64 ? kTokens / 2 : kTokens;
+  static constexpr int kSumStride = kHalfRows + 4;  // lanes that share rows write other banks
+  static constexpr int kBarriers = kSums + (kSwiglu ? kSumTokens * kSumStride * 4 : 0);
+  static constexpr int kSharedBytes = kBarriers + kStages * 16 + 1024;
+  static_assert(kSharedBytes <= 227 << 10);
+  // Many tokens of e4m3, whose products take less time, come by the copy engine, in boxes: they lie
+  // in a row.
+  static constexpr bool kBoxes = kE4m3 && kTokens > kLargestTileWithoutTma;
+  static constexpr int kBoxTokens = 16, kBoxBytes = kBoxTokens * kRowBytes;
+  static_assert(!kBoxes || kTokens % kBoxTokens == 0);
+  // The warpgroups that multiply, and one that copies: a thread weights, two warps tokens; or a
+  // thread their boxes, and a warp their scales if each stage has some.
+  static constexpr int kMathThreads = 128 * kGroups, kMathWarps = kMathThreads / 32;
+  static constexpr int kThreads = kMathThreads + 128;
+  static constexpr int kTokenWarps = kBoxes ? kGroupScales : 2, kTokenThreads = 32 * kTokenWarps;
+  static constexpr int kTokenRowStep = 8;
+  static_assert(kBoxes || kTokenRowStep == kTokenThreads / 8);
+  static_assert(kTokenRowStep % 8 == 0, "rows of one thread swizzle alike");
+  static constexpr int kMathRegisters = kE4m3 ? 224 : 200,
+                       kCopyRegisters = 504 - 2 * kMathRegisters;
+  static constexpr bool kSharesRegisters = kGroups == 2;
+  static_assert(128 * (2 * kMathRegisters + kCopyRegisters) <= 65536);
+};
+
+// What a block has in shared memory, from a multiple of 1024 bytes on.
+template <class Tile>
+struct PersistentMemory {
+  unsigned char* data;
+  std::uint32_t shared;  // its address
+
+  __device__ std::uint32_t weights(int stage) const { return shared + stage * Tile::kStageBytes; }
+  __device__ std::uint32_t tokens(int stage) const { return weights(stage) + Tile::kWeightBytes; }
+  __device__ std::uint32_t scale(int stage, int token) const {
+    return shared + Tile::kScales + (stage * Tile::kTokens + token) * 4;
+  }
+  __device__ const float* scales(int stage) const {
+    return reinterpret_cast<const float*>(data + Tile::kScales) + stage * Tile::kTokens;
+  }
+  // Of tokens that have one scale for all columns.
+  __device__ float* token_scales() const { return reinterpret_cast<float*>(data + Tile::kScales); }
+  __device__ float* sums(int token) const {
+    return reinterpret_cast<float*>(data + Tile::kSums) + token * Tile::kSumStride;
+  }
+  __device__ std::uint32_t full(int stage) const { return shared + Tile::kBarriers + 16 * stage; }
+  __device__ std::uint32_t empty(int stage) const { return full(stage) + 8; }
+};
+
+// The tiles of a block. The list is read from L2: it may be newer than what an earlier kernel has
+// left in L1.
+template <class Tile>
+struct PersistentWalk {
+  int row_tiles, token_tiles, next;
+
+  __device__ explicit PersistentWalk(const GemmArgs& a)
+      : row_tiles((a.n + Tile::kOutputs - 1) / Tile::kOutputs),
+        token_tiles(__ldcg(a.tile_count)),
+        next(int(blockIdx.x)) {}
+  // False if there is none left.
+  __device__ bool take(const GemmArgs& a, int& row_tile, TokenTile& tile) {
+    if (next >= row_tiles * token_tiles) return false;
+    const BlockTile at(row_tiles, token_tiles, next);
+    next += int(gridDim.x);
+    row_tile = at.row;
+    const auto* const from = reinterpret_cast<const std::int32_t*>(a.tiles + at.token);
+    tile = {__ldcg(from), __ldcg(from + 1), __ldcg(from + 2)};
+    return true;
+  }
+};
+
+// One thread.
+template <class Tile>
+__device__ void copy_weights(const GemmArgs& a, const TmaWeights& weights,
+                             const PersistentMemory<Tile>& memory, int k_tiles) {
+  PersistentWalk<Tile> walk(a);
+  StageRing<Tile::kStages> ring;
+  int row_tile;
+  TokenTile tile;
+  while (walk.take(a, row_tile, tile)) {
+    const CUtensorMap& first = weights.weight[tile.expert].rows;
+    const CUtensorMap& second = Tile::kSwiglu ? weights.up[tile.expert].rows : first;
+    const int row = row_tile * Tile::kOutputs;
+    const int second_row = row + (Tile::kSwiglu ? 0 : Tile::kHalfRows);
+    for (int i = 0; i < k_tiles; ++i) {
+      const std::uint32_t to = memory.weights(ring.stage), barrier = memory.full(ring.stage);
+      ptx::barrier_wait(memory.empty(ring.stage), ring.parity ^ 1);
+      ptx::barrier_arrive_expect(barrier, Tile::kWeightBytes);
+      ptx::copy_box_once(to, first, i * Tile::kRowBytes, row, barrier);
+      if constexpr (Tile::kHalves == 2)
+        ptx::copy_box_once(to + Tile::kHalfBytes, second, i * Tile::kRowBytes, second_row, barrier);
+      ring.advance();
+    }
+  }
+}
+
+// One thread, of tokens that come in boxes.
+template <class Tile>
+__device__ void copy_boxes(const GemmArgs& a, const CUtensorMap& x,
+                           const PersistentMemory<Tile>& memory, int k_tiles) {
+  PersistentWalk<Tile> walk(a);
+  StageRing<Tile::kStages> ring;
+  int row_tile;
+  TokenTile tile;
+  while (walk.take(a, row_tile, tile)) {
+    const int boxes = (tile.count + Tile::kBoxTokens - 1) / Tile::kBoxTokens;
+    for (int i = 0; i < k_tiles; ++i) {
+      const std::uint32_t to = memory.tokens(ring.stage), barrier = memory.full(ring.stage);
+      ptx::barrier_wait(memory.empty(ring.stage), ring.parity ^ 1);
+      ptx::barrier_arrive_expect(barrier, boxes * Tile::kBoxBytes);
+      for (int b = 0; b < boxes; ++b)
+        ptx::copy_box(to + b * Tile::kBoxBytes, x, i * Tile::kRowBytes,
+                      tile.first + b * Tile::kBoxTokens, barrier);
+      ring.advance();
+    }
+  }
+}
+
+// The warps that copy tokens, if they do not come in boxes, and their scales; `thread` counts from
+// the first of them.
+template <class Tile>
+class TokenCopies {
+ public:
+  __device__ TokenCopies(const GemmArgs& a, const PersistentMemory<Tile>& memory, int thread)
+      : a_(a), memory_(memory), thread_(thread), chunk_(thread % 8), row0_(thread / 8) {}
+
+  __device__ void copy(int k_tiles) {
+    PersistentWalk<Tile> walk(a_);
+    int row_tile;
+    TokenTile tile;
+    while (walk.take(a_, row_tile, tile)) {
+      find_rows(tile);
+      for (int i = 0; i < k_tiles; ++i) copy_stage(i);
+    }
+    ptx::copy_wait<0>();
+    for (; under_way_ > 0; --under_way_) announce();
+  }
+
+ private:
+  // The copies of so many stages go on while the next are started.
+  static constexpr int kLag = Tile::kStages - 2;
+  static constexpr int kLoads = Tile::kBoxes ? 0 : Tile::kTokens / Tile::kTokenRowStep;
+  static constexpr int kScales =
+      Tile::kGroupScales ? ceil_div<int>(Tile::kTokens, Tile::kTokenThreads) : 0;
+  static constexpr int kSize = sizeof(typename Tile::Element);
+
+  // -1: there is none.
+  __device__ std::int32_t row_of(const TokenTile& tile, int i) const {
+    if (i >= tile.count) return -1;
+    return a_.rows ? a_.rows[tile.first + i] : tile.first + i;
+  }
+
+  __device__ void find_rows(const TokenTile& tile) {
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) row_[j] = row_of(tile, row0_ + j * Tile::kTokenRowStep);
+#pragma unroll
+    for (int j = 0; j < kScales; ++j)
+      scale_row_[j] = row_of(tile, thread_ + j * Tile::kTokenThreads);
+  }
+
+  __device__ void copy_stage(int i) {
+    const int stage = ring_.stage;
+    ptx::barrier_wait(memory_.empty(stage), ring_.parity ^ 1);
+#pragma unroll
+    for (int b = 0; b < Tile::kTokenBlocks; ++b) {
+      const int column = (i * Tile::kTokenBlocks + b) * Tile::kRowBytes + chunk_ * 16;
+      const int bytes = max(0, min(16, a_.k * kSize - column));
+      const std::uint8_t* const from =
+          static_cast<const std::uint8_t*>(a_.x) + (bytes > 0 ? column : 0);
+      const std::uint32_t to = memory_.tokens(stage) + b * Tile::kTokens * Tile::kRowBytes +
+                               row0_ * Tile::kRowBytes + ((chunk_ ^ (row0_ & 7)) << 4);
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j)
+        if (row_[j] >= 0)
+          ptx::copy16(to + j * Tile::kTokenRowStep * Tile::kRowBytes,
+                      from + row_[j] * a_.x_stride * kSize, bytes);
+    }
+#pragma unroll
+    for (int j = 0; j < kScales; ++j) {
+      const int token = thread_ + j * Tile::kTokenThreads;
+      const bool there = scale_row_[j] >= 0;
+      if (token < Tile::kTokens)
+        ptx::copy4(memory_.scale(stage, token),
+                   a_.x_scale + (there ? i * a_.x_scale_stride + scale_row_[j] : 0), there ? 4 : 0);
+    }
+    ptx::copy_commit();
+    ring_.advance();
+    if (++under_way_ > kLag) {
+      ptx::copy_wait<kLag>();
+      announce();
+      --under_way_;
+    }
+  }
+
+  // This warp's part of the oldest stage under way is there.
+  __device__ void announce() {
+    ptx::fence_async_proxy();
+    __syncwarp();
+    if (thread_ % 32 == 0) ptx::barrier_arrive(memory_.full(oldest_.stage));
+    oldest_.advance();
+  }
+
+  const GemmArgs& a_;
+  const PersistentMemory<Tile>& memory_;
+  const int thread_, chunk_, row0_;
+  StageRing<Tile::kStages> ring_, oldest_;
+  int under_way_ = 0;
+  std::int32_t row_[kLoads > 0 ? kLoads : 1], scale_row_[kScales > 0 ? kScales : 1];
+};
+
+}  // namespace ostro::cuda
