@@ -114,7 +114,7 @@ TEST(FairQueue, ForgetsUsersThatOweNothing) {
   EXPECT_FALSE(queue.erase(1));
 }
 
-TEST(Scheduler, HigherPrioritiesStartFirst) {
+TEST(SchedulerPolicies, HigherPrioritiesStartFirst) {
   kv::BlockPool pool(64);
   Scheduler s(limits(1), pool);
   s.add(1, demand(4, 1, "a", 0));
@@ -127,7 +127,7 @@ TEST(Scheduler, HigherPrioritiesStartFirst) {
   EXPECT_EQ(order, (std::vector<SequenceId>{2, 4, 1, 3}));
 }
 
-TEST(Scheduler, ABigOneIsOvertakenButNotForEver) {
+TEST(SchedulerPolicies, ABigOneIsOvertakenButNotForEver) {
   kv::BlockPool pool(10);
   Scheduler s(limits(4), pool);
   s.add(1, demand(8, 9));  // 4 blocks
@@ -147,7 +147,7 @@ TEST(Scheduler, ABigOneIsOvertakenButNotForEver) {
 
 // Sequences that are out of step hold three quarters of their lengths in the mean, so that a third
 // more of them fit than at their whole lengths.
-TEST(Scheduler, SequencesOutOfStepNeedNoPlaceForTheirWholeLengths) {
+TEST(SchedulerPolicies, SequencesOutOfStepNeedNoPlaceForTheirWholeLengths) {
   constexpr std::int64_t kPrompt = 32, kNew = 33, kBlocksEach = 16;  // of 4 tokens
   kv::BlockPool pool(16 * kBlocksEach);
   Limits l = limits(64);
@@ -167,7 +167,7 @@ TEST(Scheduler, SequencesOutOfStepNeedNoPlaceForTheirWholeLengths) {
   EXPECT_GE(most, 20u);
 }
 
-TEST(Scheduler, SequencesInStepAreCountedAtTheirWholeLengths) {
+TEST(SchedulerPolicies, SequencesInStepAreCountedAtTheirWholeLengths) {
   kv::BlockPool pool(15 * 8 + 7);
   Limits l = limits(64);
   l.step_tokens = 1024;
@@ -179,7 +179,7 @@ TEST(Scheduler, SequencesInStepAreCountedAtTheirWholeLengths) {
 }
 
 // What others own too stays when one of them ends.
-TEST(Scheduler, SharedBlocksAreNotCountedAsFreedByOneOwner) {
+TEST(SchedulerPolicies, SharedBlocksAreNotCountedAsFreedByOneOwner) {
   kv::BlockPool pool(12);
   Limits l = limits(8);
   l.step_tokens = 64;
@@ -196,7 +196,7 @@ TEST(Scheduler, SharedBlocksAreNotCountedAsFreedByOneOwner) {
   EXPECT_EQ(s.pauses(), 0);
 }
 
-TEST(Scheduler, PausesTheYoungestAndResumesItFirst) {
+TEST(SchedulerPolicies, PausesTheYoungestAndResumesItFirst) {
   kv::BlockPool pool(6);
   Scheduler s(limits(4), pool, {.capacity = Capacity::max_utilization});
   s.add(1, demand(8, 13));  // grows to 5 blocks
@@ -221,7 +221,7 @@ TEST(Scheduler, PausesTheYoungestAndResumesItFirst) {
   EXPECT_TRUE(shares[0].last_of_prompt);
 }
 
-TEST(Scheduler, ReusesWhatTheSameStepComputes) {
+TEST(SchedulerPolicies, ReusesWhatTheSameStepComputes) {
   kv::BlockPool pool(32);
   Scheduler s(limits(4), pool, {.reuse = true});
   for (SequenceId id = 1; id <= 3; ++id) s.add(id, demand(10, 4));
@@ -234,7 +234,7 @@ TEST(Scheduler, ReusesWhatTheSameStepComputes) {
   EXPECT_EQ(pool.total() - pool.available(), 2 + 3);
 }
 
-TEST(Scheduler, ALonePromptThatIsKnownWhollyComputesItsLastBlock) {
+TEST(SchedulerPolicies, ALonePromptThatIsKnownWhollyComputesItsLastBlock) {
   kv::BlockPool pool(32);
   Scheduler s(limits(4), pool, {.reuse = true});
   s.add(1, demand(8, 1));
@@ -246,7 +246,7 @@ TEST(Scheduler, ALonePromptThatIsKnownWhollyComputesItsLastBlock) {
   EXPECT_EQ(shares[0].count, 4);
 }
 
-TEST(Scheduler, PromptLogitsAreComputedThoughTheBlocksAreKnown) {
+TEST(SchedulerPolicies, PromptLogitsAreComputedThoughTheBlocksAreKnown) {
   kv::BlockPool pool(32);
   Scheduler s(limits(4), pool, {.reuse = true});
   s.add(1, demand(8, 1));
