@@ -15,10 +15,10 @@
 //           512 tokens. Two tiles of weight rows that share tokens are slower, though L2 then gives
 //           less: weights are best asked for once.
 // Floor on an H100: n k bytes / 3.15e12 s; 2 tokens n k / 1385e12 s.
-// Measured (H100 80 GB HBM3, with the rounding of x; of the floor): qkv of Mixtral 8x7B 14.4 us at
-//           128 tokens (55 %), 16.4 at 256 (49 %), 25.7 at 512 (72 %); o 11.5 (46 %), 13.8 (45 %),
-//           19.3 (64 %); before, by gemm_e4m3_dense.cu and gemm_tma.cuh, 17.8, 27.5, 29.5 us and
-//           15.8, 22.4, 30.4.
+// Measured (H100 80 GB HBM3, with the rounding of x; of the floor): qkv of Mixtral 8x7B 14.2 us at
+//           128 tokens (56 %), 15.9 at 160, 16.3 at 256 (57 %), 25.0 at 512 (74 %); o 11.4 (47 %),
+//           13.3, 13.6 (45 %), 20.0 (62 %); before, by gemm_e4m3_dense.cu and gemm_tma.cuh, 17.8,
+//           26.7, 27.5, 29.5 us and 15.8, 21.4, 22.4, 30.4.
 #include "backends/cuda/kernels/gemm_tma_store.cuh"
 #include "backends/cuda/kernels/gemm_tma_tile.cuh"
 #include "backends/cuda/kernels/tensor_map.h"
@@ -211,11 +211,8 @@ __device__ void multiply_wave(const GemmArgs& a, const WaveMemory<Tile>& memory,
   ptx::named_barrier_sync(1, Tile::kMathThreads);
   begin_kernel();
   const std::int64_t slot = t0 + warp * 16 + lane / 4;
-  const Fragment f{lane, slot, {slot < a.slots, slot + 8 < a.slots}};
-  float x_scale[2] = {};
-#pragma unroll
-  for (int r = 0; r < 2; ++r)
-    if (f.there[r]) x_scale[r] = a.x_scale[slot + 8 * r];
+  const Fragment f{lane, slot, {true, true}};
+  const float x_scale[2] = {a.x_scale[slot], a.x_scale[slot + 8]};
   WaveSums<Tile> sums(memory, warp / 4);
   sums.add_stages(k_tiles);
   sums.store(a, f, n0, scales, x_scale);
@@ -230,7 +227,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const int k_tiles = (a.k + Tile::kK - 1) / Tile::kK;
   const int rank = int(blockIdx.x) % Tile::kCluster, cluster = int(blockIdx.x) / Tile::kCluster;
   const int n0 = cluster % row_tiles * Tile::kRows;
-  const int t0 = (cluster / row_tiles * Tile::kCluster + rank) * Tile::kTokens;
+  // The last tiles end with the last token, so that all are full: boxes that reach beyond it are
+  // slower. What two tiles have, both compute and store alike.
+  const int t0 = min((cluster / row_tiles * Tile::kCluster + rank) * Tile::kTokens,
+                     int(a.slots) - Tile::kTokens);
   // The same in all lanes, which the compiler is to know: descriptors are warp-wide.
   const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);
   if (threadIdx.x == 0) {
@@ -284,6 +284,7 @@ void start_wave(cudaStream_t stream, const GemmArgs& a, int tokens) {
 
 void gemm_e4m3_wave(cudaStream_t stream, const Gemm& g, int processors) {
   const GemmArgs& a = g.args;
+  OSTRO_CHECK(a.slots > kMostDenseTokens, a.slots, " tokens do not fill a tile");
   const WaveTiles tiles = wave_tiles(a.slots, a.n, processors);
   switch (tiles.rows) {
     case 64:
