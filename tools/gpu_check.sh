@@ -275,7 +275,7 @@ fi
 # As many as others publish, but of the longest as many as a GPU of 80 GB holds at once: their steady
 # rate is that of more.
 if wanted throughput_long; then
-  throughput 1000 1000 1000 256
+  throughput 1000 1000 1000 512
   throughput 1000 2048 128 256
   throughput 100 2048 2048 256
 fi

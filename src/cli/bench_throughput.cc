@@ -10,6 +10,7 @@
 #include "backends/cpu/ceilings.h"
 #include "base/clock.h"
 #include "base/json.h"
+#include "base/math.h"
 #include "cli/progress.h"
 #include "plan/work.h"
 #include "text/chat_template.h"
@@ -150,7 +151,8 @@ struct StepFigures {
   std::int64_t most_running = 0;  // sequences in a step
   double mean_running = 0;
   std::int64_t most_kv_blocks = 0;
-  // From the first step with the most sequences to the last one.
+  // From the first step with nine tenths of the most sequences to the last one.
+  std::int64_t full_running = 0;
   double full_s = 0;
   double full_output_tokens = 0;
   std::size_t full_steps = 0;
@@ -171,7 +173,8 @@ StepFigures figures_of(const std::vector<IterationStatistics>& steps) {
     f.most_kv_blocks = std::max(f.most_kv_blocks, s.kv_blocks_used);
   }
   f.step_ms = loadgen::Distribution::of(std::move(ms));
-  const auto full = [&](const IterationStatistics& s) { return s.running == f.most_running; };
+  f.full_running = ceil_div<std::int64_t>(9 * f.most_running, 10);
+  const auto full = [&](const IterationStatistics& s) { return s.running >= f.full_running; };
   const auto first = std::find_if(steps.begin(), steps.end(), full);
   const auto last = std::find_if(steps.rbegin(), steps.rend(), full).base();
   if (first == steps.end()) return f;
@@ -205,8 +208,8 @@ void print(const ThroughputFlags& flags, const Session& session, const loadgen::
               static_cast<long long>(f.most_running));
   std::printf(
       "steady    %.1f output tokens/s over %.2f s and %zu steps, from the first to the last "
-      "with %lld sequences\n",
-      f.full_rate(), f.full_s, f.full_steps, static_cast<long long>(f.most_running));
+      "with %lld sequences or more\n",
+      f.full_rate(), f.full_s, f.full_steps, static_cast<long long>(f.full_running));
   std::printf(
       "KV cache  at most %.1f %% of %lld tokens used, %lld pauses, %lld prompt tokens "
       "reused\n",

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/trace.h"
+#include "plan/step_time.h"
 
 namespace ostro::engine {
 namespace {
@@ -15,7 +16,10 @@ sched::Limits scheduler_limits(const Rank& rank, const model::ModelConfig& confi
           .context = l.context,
           .block_tokens = l.block_tokens,
           .window = config.window,
-          .steps = rank.depth()};
+          .steps = rank.depth(),
+          .ridge_tokens = rank.device() == Device::cpu
+                              ? 0  // a CPU multiplies from the first rows on
+                              : std::int64_t(plan::ridge_tokens(config, plan::machine("h100")))};
 }
 
 std::span<const float> row_of(const View& logits, std::int64_t r) {

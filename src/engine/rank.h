@@ -64,6 +64,7 @@ class Rank {
 
   const model::StepLimits& limits() const { return limits_; }
   std::int64_t requests() const { return limits_.requests; }
+  Device device() const { return backend_.device(); }
   std::int64_t max_beam_width() const { return max_beam_width_; }
   bool leads() const { return world_.rank() == 0; }
   Trace* trace() const { return trace_; }

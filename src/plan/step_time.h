@@ -36,4 +36,9 @@ struct StageTime {
 StageTime stage_time(const model::ModelConfig&, const model::Mapping&, const Machine&,
                      const StepLoad&, std::int64_t stage, double sum_bytes = 4);
 
+// Rows of a step up to which reading all weights takes longer than multiplying them, at what
+// Ostro's kernels reach of the machine's rates. Ranks that share a layer share both, so one number
+// holds for every layout.
+double ridge_tokens(const model::ModelConfig&, const Machine&);
+
 }  // namespace ostro::plan

@@ -7,7 +7,7 @@
 
 namespace ostro::sched {
 
-void FairQueue::push(SequenceId id, Demand demand) {
+void FairQueue::push(SequenceId id, Demand demand, std::int64_t most_blocks) {
   if (users_.size() >= remembered_users_) forget_idle_users();
   User& user = users_[demand.user];
   if (user.open++ == 0) {
@@ -16,7 +16,10 @@ void FairQueue::push(SequenceId id, Demand demand) {
   }
   const std::int32_t priority = demand.priority;
   where_.emplace(id, std::pair{priority, &user});
-  lines_[priority][&user].push_back({.id = id, .demand = std::move(demand), .user = &user});
+  prompt_tokens_ += std::int64_t(demand.prompt.size());
+  most_blocks_ += most_blocks;
+  lines_[priority][&user].push_back(
+      {.id = id, .demand = std::move(demand), .most_blocks = most_blocks, .user = &user});
   ++size_;
 }
 
@@ -53,6 +56,8 @@ Waiting FairQueue::extract(SequenceId id) {
   if (waiting.empty()) line.erase(user);
   if (line.empty()) lines_.erase(priority);
   --size_;
+  prompt_tokens_ -= std::int64_t(found.demand.prompt.size());
+  most_blocks_ -= found.most_blocks;
   return found;
 }
 

@@ -32,6 +32,7 @@ struct User {
 struct Waiting {
   SequenceId id = 0;
   Demand demand;
+  std::int64_t most_blocks = 0;  // that it will hold at any time
   User* user = nullptr;
   std::int64_t overtaken = 0;  // times that a later candidate started before it
 };
@@ -43,7 +44,7 @@ struct Waiting {
 // Not thread-safe.
 class FairQueue {
  public:
-  void push(SequenceId, Demand);
+  void push(SequenceId, Demand, std::int64_t most_blocks = 0);
   // The first `most` in the order in which they should start: priority by priority, in each the
   // oldest of every user, then the second oldest of every user ... Valid until the queue changes.
   std::vector<Waiting*> candidates(std::size_t most);
@@ -57,6 +58,9 @@ class FairQueue {
   void close(User&);
 
   std::size_t size() const { return size_; }
+  // Of all that wait together.
+  std::int64_t prompt_tokens() const { return prompt_tokens_; }
+  std::int64_t most_blocks() const { return most_blocks_; }
   std::size_t users() const { return users_.size(); }
 
  private:
@@ -71,6 +75,7 @@ class FairQueue {
   double now_ = 0;         // virtual time
   std::int64_t busy_ = 0;  // users that have open sequences
   std::size_t size_ = 0;
+  std::int64_t prompt_tokens_ = 0, most_blocks_ = 0;
   std::size_t remembered_users_ = 64;  // more than these: those that owe nothing are forgotten
 };
 

@@ -105,8 +105,10 @@ void Scheduler::check(std::int64_t prompt, std::int64_t max_new_tokens, std::int
 }
 
 void Scheduler::add(SequenceId id, Demand demand) {
-  check(std::int64_t(demand.prompt.size()), demand.max_new_tokens, demand.width);
-  queue_.push(id, std::move(demand));
+  const auto prompt = std::int64_t(demand.prompt.size());
+  check(prompt, demand.max_new_tokens, demand.width);
+  const std::int64_t most = most_blocks(prompt, demand.max_new_tokens, demand.width);
+  queue_.push(id, std::move(demand), most);
 }
 
 // Tokens that need not be computed if the cache has them: never the last, whose logits choose the
@@ -154,6 +156,44 @@ std::int64_t Scheduler::peak() const {
   return blocks + future_peak(std::move(growing), limits_.block_tokens);
 }
 
+// Blocks that the running sequences have been promised, with those that they own.
+std::int64_t Scheduler::most_in_use() {
+  const std::int64_t whole = pool_.total() - pool_.available() + promised();
+  // In several steps in flight sequences do not advance together.
+  if (limits_.steps > 1 || limits_.window > 0) return whole;
+  if (!peak_) peak_ = peak();
+  return std::min(whole, *peak_);
+}
+
+// Tokens of prompts for a step that has the next tokens of `decoding` branches.
+std::int64_t Scheduler::prompt_budget(std::int64_t decoding) {
+  constexpr std::int64_t kNoLimit = std::numeric_limits<std::int64_t>::max();
+  constexpr double kFill = 16, kMostStarts = 1.5;
+  constexpr std::int64_t kLeast = 16;  // fewer gain little: each step has its own cost
+  if (policy_.capacity != Capacity::guaranteed_no_evict || queue_.size() == 0) return kNoLimit;
+  const std::int64_t free = std::max<std::int64_t>(pool_.total() - most_in_use(), 0);
+  const std::int64_t places = limits_.step_requests - running_width_;
+  const auto waiting = std::int64_t(queue_.size());
+  if (queue_.most_blocks() <= free && waiting <= places) return kNoLimit;
+
+  // Prompts of those that could run, or start now, if all were as the mean of those that wait.
+  const auto prompts_of = [&](std::int64_t blocks, std::int64_t requests) {
+    return double(queue_.prompt_tokens()) * std::min(double(blocks) / double(queue_.most_blocks()),
+                                                     double(requests) / double(waiting));
+  };
+  double left = std::min(prompts_of(free, places), double(queue_.prompt_tokens()));
+  for (const Sequence* s : order_)
+    left += double(std::max<std::int64_t>(s->prompt_tokens - s->computed, 0));
+  const double running = prompts_of(pool_.total(), limits_.step_requests);
+  const double most_output =
+      double(limits_.block_tokens * queue_.most_blocks() - queue_.prompt_tokens()) /
+      double(waiting);
+  const double steps = double(limits_.steps) *
+                       (mean_output_tokens_ > 0 ? mean_output_tokens_ : std::max(most_output, 1.0));
+  const double wanted = std::min(kFill * left, kMostStarts * running) / steps;
+  return std::max({limits_.ridge_tokens - decoding, std::int64_t(wanted), kLeast});
+}
+
 // `known`: blocks of what is known of it.
 bool Scheduler::fits(std::int64_t most_blocks, std::int64_t known, std::int32_t width,
                      kv::BlockTable::Match match) {
@@ -178,8 +218,7 @@ bool Scheduler::fits(const Waiting& w) {
   const auto length = std::int64_t(d.prompt.size());
   const kv::BlockTable none(pool_, limits_.block_tokens);
   const bool reuse = policy_.reuse && !d.prompt_logits;
-  return fits(most_blocks(length, d.max_new_tokens, d.width),
-              ceil_div(length, limits_.block_tokens), d.width,
+  return fits(w.most_blocks, ceil_div(length, limits_.block_tokens), d.width,
               reuse ? none.match(d.prompt, length - 1, d.salt) : kv::BlockTable::Match{});
 }
 
@@ -224,7 +263,7 @@ Sequence& Scheduler::start(const Waiting& candidate) {
   s.max_new_tokens = w.demand.max_new_tokens;
   s.width = w.demand.width;
   s.prompt_logits = w.demand.prompt_logits;
-  s.most_blocks = most_blocks(length, s.max_new_tokens, s.width);
+  s.most_blocks = w.most_blocks;
   s.priority = w.demand.priority;
   s.salt = std::move(w.demand.salt);
   s.user = w.user;
@@ -380,7 +419,8 @@ std::vector<Share> Scheduler::next(std::int64_t most_prompt_tokens) {
   plan.branches = ceil_div(wanted, limits_.steps) - std::int64_t(plan.shares.size());
 
   if (std::ranges::any_of(order_, [](const Sequence* s) { return s->computed > s->prompt_tokens; }))
-    plan.tokens = std::min(plan.tokens, most_prompt_tokens);
+    plan.tokens = std::min(
+        {plan.tokens, most_prompt_tokens, prompt_budget(std::int64_t(plan.shares.size()))});
   std::vector<Sequence*> prompts;
   for (Sequence* s : order_)
     if (wants_chunk(*s) && !decodes(*s)) prompts.push_back(s);
@@ -442,6 +482,12 @@ void Scheduler::remove(SequenceId id) {
   if (it == started_.end()) {
     queue_.erase(id);
     return;
+  }
+  const Sequence& s = it->second;
+  if (s.computed >= s.prompt_tokens) {
+    // The last token was not appended.
+    const auto output = double(s.length() - s.prompt_tokens + 1);
+    mean_output_tokens_ += (output - mean_output_tokens_) / (mean_output_tokens_ > 0 ? 16 : 1);
   }
   reserved_ -= it->second.most_blocks;
   queue_.close(*it->second.user);

@@ -19,6 +19,8 @@ struct Limits {
   std::int64_t block_tokens = 0;
   std::int64_t window = 0;  // sliding window of the model, tokens; 0: none
   std::int64_t steps = 1;   // that may be in flight: next() is called again before complete()
+  // Rows of a step up to which reading the weights takes longer than multiplying, about.
+  std::int64_t ridge_tokens = 0;
 };
 
 enum class Capacity {
@@ -87,6 +89,13 @@ struct Child {
 // that is left, so that a long prompt never stalls a running stream for more than one step. Among
 // prompts and among those that wait, higher priorities and users that got less come first.
 //
+// Under guaranteed_no_evict, while more wait than can start, prompts are spread over the steps.
+// Rows beside the next tokens cost little up to the ridge of the roofline (Williams, Waterman and
+// Patterson 2009, doi:10.1145/1498765.1498785), and sequences that start one after the other end
+// so, and need less room together. A step then has prompts up to the ridge; or where that is more,
+// enough to fill what is free in a sixteenth of the time that a sequence runs, but at most for 1.5
+// sequences in the place of each that ends. Where all that wait can start at once, they do.
+//
 // A sequence that does not fit is overtaken by smaller ones behind it, at most kMostOvertaken
 // times; then all wait until it fits. Under max_utilization paused sequences resume before any
 // other starts, oldest first, and the oldest running one is never paused: all come to an end.
@@ -130,7 +139,8 @@ class Scheduler {
 
   // The shares of the next step, running sequences first; empty if there is nothing to compute, or
   // not before a step in flight is complete. Every share counts as computed from then on. While a
-  // sequence generates, the step holds at most `most_prompt_tokens` (>= 1) of prompts.
+  // sequence generates, the step holds at most `most_prompt_tokens` (>= 1) of prompts, and fewer
+  // while more wait than can start.
   std::vector<Share> next(
       std::int64_t most_prompt_tokens = std::numeric_limits<std::int64_t>::max());
   // The blocks that must be copied before that step, of the last next().
@@ -167,6 +177,8 @@ class Scheduler {
   std::int64_t reusable(const Sequence&) const;
   std::int64_t promised() const;
   std::int64_t peak() const;
+  std::int64_t most_in_use();
+  std::int64_t prompt_budget(std::int64_t decoding);
   bool fits(std::int64_t most_blocks, std::int64_t known, std::int32_t width,
             kv::BlockTable::Match);
   bool fits(const Waiting&);
@@ -197,7 +209,8 @@ class Scheduler {
   std::int64_t next_place_ = 0;
   std::int64_t reused_ = 0;
   std::int64_t pauses_ = 0;
-  std::int64_t in_flight_ = 0;  // steps
+  std::int64_t in_flight_ = 0;     // steps
+  double mean_output_tokens_ = 0;  // of the sequences that ended of late; 0: none has
 };
 
 }  // namespace ostro::sched

@@ -152,6 +152,7 @@ TEST(SchedulerPolicies, SequencesOutOfStepNeedNoPlaceForTheirWholeLengths) {
   kv::BlockPool pool(16 * kBlocksEach);
   Limits l = limits(64);
   l.step_tokens = 128;
+  l.ridge_tokens = 128;
   l.context = 65;
   l.logit_rows = 64;
   Scheduler s(l, pool);
@@ -194,6 +195,99 @@ TEST(SchedulerPolicies, SharedBlocksAreNotCountedAsFreedByOneOwner) {
     pool.check();
   }
   EXPECT_EQ(s.pauses(), 0);
+}
+
+std::int64_t prompt_tokens_of(const Scheduler& s, const std::vector<Share>& shares) {
+  std::int64_t tokens = 0;
+  for (const Share& share : shares)
+    if (share.begin < s.sequence(share.id).prompt_tokens) tokens += share.count;
+  return tokens;
+}
+
+// Prompts in each of the first steps of `count` equal sequences that all wait from the start.
+std::vector<std::int64_t> prompts_a_step(Scheduler& s, SequenceId count, std::size_t steps) {
+  for (SequenceId id = 1; id <= count; ++id) s.add(id, demand(32, 32));
+  std::vector<std::int64_t> tokens;
+  while (tokens.size() < steps) {
+    const std::vector<Share> shares = s.next();
+    tokens.push_back(prompt_tokens_of(s, shares));
+    s.complete(shares);
+    for (const Share& share : shares)
+      if (share.last_of_prompt) s.append(share.id, 3);
+  }
+  return tokens;
+}
+
+Limits wide(std::int64_t ridge_tokens) {
+  return {.step_tokens = 512,
+          .step_requests = 64,
+          .logit_rows = 64,
+          .context = 64,
+          .block_tokens = 4,
+          .ridge_tokens = ridge_tokens};
+}
+
+TEST(SpreadPrompts, AllThatFitStartAtOnce) {
+  kv::BlockPool pool(32 * 16);
+  Scheduler s(wide(64), pool);
+  // In the second step 16 generate.
+  EXPECT_EQ(prompts_a_step(s, 32, 3), (std::vector<std::int64_t>{512, 496, 16}));
+}
+
+TEST(SpreadPrompts, UpToTheRidgeWhileMoreWait) {
+  kv::BlockPool pool(32 * 16);
+  Scheduler s(wide(96), pool);
+  // Nothing generates in the first step; then 16, 18 and 20 do.
+  EXPECT_EQ(prompts_a_step(s, 33, 4), (std::vector<std::int64_t>{512, 80, 78, 76}));
+}
+
+// Beside the first 16 there is room for 512 tokens of prompts. Sequences run for 32 steps: as much
+// as keeps one and a half times 32 of them running is 48 tokens a step.
+TEST(SpreadPrompts, AboveTheRidgeAsManyAsKeepTheRoomFull) {
+  kv::BlockPool pool(32 * 16);
+  Scheduler s(wide(0), pool);
+  EXPECT_EQ(prompts_a_step(s, 64, 4), (std::vector<std::int64_t>{512, 48, 48, 48}));
+}
+
+TEST(SpreadPrompts, TheLengthsOfThoseThatEndedCount) {
+  kv::BlockPool pool(1024 * 16);
+  Limits l = wide(0);
+  l.step_requests = 512;
+  l.logit_rows = 512;
+  const auto third_step = [&](bool end_early) {
+    Scheduler s(l, pool);
+    s.add(5000, demand(4, 32));
+    s.complete(s.next());
+    if (end_early)
+      s.remove(5000);
+    else
+      s.append(5000, 3);
+    const std::int64_t tokens = prompts_a_step(s, 2000, 3).back();
+    for (SequenceId id = 1; id <= 5000; ++id) s.remove(id);
+    return tokens;
+  };
+  // Room for 512 at once, with 16384 tokens of prompts.
+  EXPECT_LT(third_step(false), 512);
+  EXPECT_EQ(third_step(true), 512 - 31) << "of one token each: the step is full";
+}
+
+// Equal ones that all wait from the start would end together, each time.
+TEST(SpreadPrompts, BringEqualSequencesOutOfStep) {
+  for (const std::int64_t ridge : {std::int64_t{0}, std::int64_t{64}}) {
+    kv::BlockPool pool(32 * 16);
+    Scheduler s(wide(ridge), pool);
+    for (SequenceId id = 1; id <= 600; ++id) s.add(id, demand(32, 32));
+    std::size_t most = 0;
+    int steps = 0;
+    for (; !s.idle(); ++steps) {
+      run_step(s);
+      most = std::max(most, s.running());
+      pool.check();
+    }
+    EXPECT_GE(most, 38u) << "32 fit at their whole lengths; ridge " << ridge;
+    EXPECT_LT(steps, 600 / 32 * 32) << "ridge " << ridge;
+    EXPECT_EQ(s.pauses(), 0);
+  }
 }
 
 TEST(SchedulerPolicies, PausesTheYoungestAndResumesItFirst) {
@@ -282,7 +376,8 @@ void random_trace(const Trace& trace, int operations) {
            .context = 60,
            .block_tokens = 4,
            .window = trace.window,
-           .steps = trace.steps};
+           .steps = trace.steps,
+           .ridge_tokens = std::int64_t(rng() % 2 * 9)};
   kv::BlockPool pool(trace.window > 0 ? 8 : trace.blocks);
   Scheduler s(l, pool, {.capacity = trace.capacity, .reuse = trace.reuse});
   struct Live {
