@@ -147,7 +147,8 @@ transformers_compare() {
 # that the CPU build has come from ccache.
 cuda_build() {
   configure cuda &&
-    cmake --build build/cuda -j "$jobs" --target ostro gpu_tests backends_cuda_tests comm_nccl_tests comm_nccl_library_test comm_nccl_peer_memory_host_test
+    cmake --build build/cuda -j "$jobs" --target ostro gpu_tests backends_cuda_tests \
+      comm_nccl_tests comm_nccl_library_test comm_nccl_peer_memory_host_test
 }
 
 deps_options=()
@@ -167,7 +168,8 @@ tests_ran=1
 stage tests run_ctest cpu -LE "$exclude"
 
 if command -v nvcc >/dev/null; then
-  stage 'cuda build' cuda_build && stage 'cuda tests' run_ctest cuda -R '^(backends\.cuda|comm\.nccl|gpu)\.'
+  stage 'cuda build' cuda_build &&
+    stage 'cuda tests' run_ctest cuda -R '^(backends\.cuda|comm\.nccl|gpu)\.'
 else
   line='cuda build             left out: there is no nvcc here (CUDA 13 has it)'
   echo "$line"

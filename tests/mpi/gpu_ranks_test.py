@@ -128,7 +128,8 @@ class GpuRanks(ostro.Case):
         self.check_refused(
             self.on_each("00", "--tp_size", 2, "--comm", "nccl"),
             2,
-            '2 ranks are on this host, where CUDA_VISIBLE_DEVICES "0" leaves 1 GPU to this one: .*',
+            "(rank 1 on [^ ]+: )?2 ranks are on this host, where CUDA_VISIBLE_DEVICES \"0\" leaves "
+            "1 GPU to this one: .*",
         )
         self.check_refused(
             self.on_each(["0,1", "1,0"], "--tp_size", 2, "--comm", "nccl"),
