@@ -63,40 +63,60 @@ class Bench {
     route(x);
     experts(x);
     layer += feed_forward(x);
-    layer +=
-        decode ? attention(tokens, 1, 192, DType::bf16) : attention(1, tokens, tokens, DType::bf16);
+    layer += attention({decode ? Part{tokens, 1, 192} : Part{1, tokens, tokens}}, DType::bf16);
     std::printf("%-24s %7lld %12.1f  (qkv, rotary append, attention, o, feed-forward%s)\n",
                 "sum of 32 layers", static_cast<long long>(tokens), (32 * layer + head) * 1e6,
                 decode ? "; lm_head" : "");
   }
 
-  // One step of `requests` that each have `queries` new tokens at the end of `context`; the time of
-  // attention and, of a bf16 cache, of appending to it.
-  double attention(std::int64_t requests, std::int64_t queries, std::int64_t context, DType type) {
+  // So many requests that each have `queries` new tokens at the end of `context`.
+  struct Part {
+    std::int64_t requests, queries, context;
+  };
+
+  // One step of them; the time of attention and, of a bf16 cache, of appending to it. `single`: as
+  // ops::Requests::single.
+  double attention(const std::vector<Part>& parts, DType type, std::int64_t single = 0) {
     constexpr std::int64_t kBlock = 64;
-    const std::int64_t tokens = requests * queries, each = ceil_div(context, kBlock);
-    std::vector<std::int32_t> start;
-    const auto length = std::vector<std::int32_t>(std::size_t(requests), std::int32_t(context));
+    std::int64_t requests = 0, each = 0, positions = 0;
+    double seen = 0;
+    std::vector<std::int32_t> start{0}, length;
+    for (const Part& p : parts) {
+      for (std::int64_t r = 0; r < p.requests; ++r) {
+        start.push_back(start.back() + std::int32_t(p.queries));
+        length.push_back(std::int32_t(p.context));
+      }
+      requests += p.requests;
+      positions += p.requests * p.context;
+      each = std::max(each, ceil_div(p.context, kBlock));
+      seen += double(p.requests) *
+              (double(p.queries) * double(p.context) - double(p.queries * (p.queries - 1)) / 2);
+    }
+    const std::int64_t tokens = start.back();
     auto table = std::vector<std::int32_t>(std::size_t(requests * each));
-    for (std::int64_t r = 0; r <= requests; ++r) start.push_back(std::int32_t(r * queries));
     std::iota(table.begin(), table.end(), 0);
     std::shuffle(table.begin(), table.end(), rng_);
     const std::int64_t rows = requests * each * kKvHeads * kBlock;
+    std::vector<std::int32_t> rest(start.begin() + single, start.end());
+    for (std::int32_t& r : rest) r -= std::int32_t(single);
     const ops::Requests r{.query_start = ints(start, 1),
                           .context_len = ints(length, 1),
-                          .block_table = ints(table, requests)};
+                          .block_table = ints(table, requests),
+                          .single = single,
+                          .rest_start = ints(rest, 1)};
     const ops::KvCache cache{.k = cached(rows, type),
                              .v = cached(rows, type),
                              .kv_heads = kKvHeads,
                              .block_tokens = kBlock};
     const View qkv = random(tokens, (kHeads + 2 * kKvHeads) * kHeadDim);
     const View y = random(tokens, kHeads * kHeadDim), angles = memory(DType::f32, tokens, kHeadDim);
-    const double seen = double(requests) *
-                        (double(queries) * double(context) - double(queries * (queries - 1)) / 2);
-    const std::string name = text("attention of ", context, type == DType::f8e4m3 ? ", e4m3" : "");
+    const std::string name =
+        text("attention of ", parts.front().context, type == DType::f8e4m3 ? ", e4m3" : "",
+             parts.size() == 1 ? ""
+             : single > 0      ? ", + chunk"
+                               : ", + chunk, untold");
     const double s =
-        time(name, tokens,
-             2.0 * double(size_of(type)) * double(requests * context * kKvHeads * kHeadDim),
+        time(name, tokens, 2.0 * double(size_of(type)) * double(positions * kKvHeads * kHeadDim),
              4.0 * seen * double(kHeads * kHeadDim), [&](std::size_t) {
                gpu_->run(ops::PagedAttention{.q = qkv.cols_of({0, kHeads * kHeadDim}),
                                              .requests = r,
@@ -357,11 +377,15 @@ int main(int argc, char** argv) try {
     for (std::int64_t requests : {1, 8, 32, 64, 128, 256, 1024})
       for (std::int64_t context : {192, 1024, 8192}) {
         if (requests * context > kMostPositions) continue;
-        bench.attention(requests, 1, context, cache);
+        bench.attention({{requests, 1, context}}, cache);
         bench.clear();
       }
     for (std::int64_t tokens : {512, 2048, 8192}) {
-      bench.attention(1, tokens, tokens, cache);
+      bench.attention({{1, tokens, tokens}}, cache);
+      bench.clear();
+    }
+    for (std::int64_t single : {0, 256}) {
+      bench.attention({{256, 1, 1024}, {1, 256, 256}}, cache, single);
       bench.clear();
     }
   }

@@ -34,11 +34,15 @@ void put(const View& to, std::span<const T> values, T rest) {
 }  // namespace
 
 StepShape shape_of(const Step& step) {
+  std::int64_t single = 0;
+  while (single < step.requests() && step.query_start[std::size_t(single + 1)] == single + 1)
+    ++single;
   return {.tokens = step.tokens(),
           .requests = step.requests(),
           .blocks_each = step.blocks_each,
           .logit_rows = std::int64_t(step.logit_rows.size()),
-          .samples = step.sample_rows()};
+          .samples = step.sample_rows(),
+          .single = single};
 }
 
 bool pad_decode_step(const Step& step, std::int64_t most_tokens, std::int64_t most_blocks,
@@ -54,7 +58,8 @@ bool pad_decode_step(const Step& step, std::int64_t most_tokens, std::int64_t mo
            .requests = padded,
            .blocks_each = std::min(padded_blocks(shape.blocks_each), most_blocks),
            .logit_rows = padded,
-           .samples = padded};
+           .samples = padded,
+           .single = 0};
   return true;
 }
 
@@ -88,6 +93,9 @@ StepArrays::StepArrays(const StepShape& s, std::int64_t half, View memory) {
   requests.query_start = take(DType::i32, 1, s.requests + 1);
   requests.context_len = take(DType::i32, 1, s.requests);
   requests.block_table = take(DType::i32, s.requests, s.blocks_each);
+  requests.single = s.single;
+  const View rest_start = take(DType::i32, 1, s.requests + 1);  // room for that of any `single`
+  if (rest_start) requests.rest_start = rest_start.cols_of({0, s.requests - s.single + 1});
   live = take(DType::i32, 1, 1);
   logit_rows = take(DType::i32, 1, s.logit_rows);
   samples = take(DType::i32, s.samples, ops::kSettingWords);
@@ -99,6 +107,10 @@ void fill(const StepArrays& a, const Step& step, std::span<const float> frequenc
   put<std::int32_t>(a.ids, step.ids, 0);
   put<std::int32_t>(a.requests.query_start, step.query_start, std::int32_t(tokens));
   put<std::int32_t>(a.requests.context_len, step.context_len, 0);
+  if (const std::int64_t single = a.requests.single; single > 0)
+    for (std::int64_t r = single; r <= requests; ++r)
+      a.requests.rest_start.as<std::int32_t>()[r - single] =
+          step.query_start[std::size_t(r)] - std::int32_t(single);
   put<std::int32_t>(a.logit_rows, step.logit_rows, 0);
   put<std::int32_t>(a.samples, step.samples, -1);
   *a.live.as<std::int32_t>() = std::int32_t(tokens);

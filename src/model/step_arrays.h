@@ -17,6 +17,7 @@ struct StepShape {
   std::int64_t blocks_each = 0;
   std::int64_t logit_rows = 0;
   std::int64_t samples = 0;
+  std::int64_t single = 0;  // ops::Requests::single
 
   auto operator<=>(const StepShape&) const = default;
 };

@@ -18,6 +18,11 @@ void check_requests(const Contract& contract, const Requests& requests) {
   contract.dtype("context_len", requests.context_len, DType::i32);
   contract.shape("block_table", requests.block_table, count, requests.block_table.cols);
   contract.dtype("block_table", requests.block_table, DType::i32);
+  if (requests.single == 0) return;
+  OSTRO_REQUIRE(0 < requests.single && requests.single <= count, "single is ", requests.single,
+                ", wanted a part of ", count, " requests");
+  contract.shape("rest_start", requests.rest_start, 1, count - requests.single + 1);
+  contract.dtype("rest_start", requests.rest_start, DType::i32);
 }
 
 // `activations` is a float matrix, of the cache's dtype unless that is f8e4m3.
@@ -86,6 +91,14 @@ std::vector<HostRequest> host_requests(const Requests& requests, const KvCache& 
     OSTRO_REQUIRE(all.back().rows().begin == next, "query_start[", r, "] is ",
                   all.back().rows().begin, ", wanted ", next);
     next = all.back().rows().end;
+    OSTRO_REQUIRE(r >= requests.single || next == r + 1, "query_start[", r + 1, "] is ", next,
+                  " of ", requests.single, " requests of one token");
+  }
+  for (std::int64_t i = 0; 0 < requests.single && i <= requests.count() - requests.single; ++i) {
+    const std::int32_t rest = requests.rest_start.as<const std::int32_t>()[i];
+    const std::int64_t wanted =
+        requests.query_start.as<const std::int32_t>()[requests.single + i] - requests.single;
+    OSTRO_REQUIRE(rest == wanted, "rest_start[", i, "] is ", rest, ", wanted ", wanted);
   }
   OSTRO_REQUIRE(next <= tokens, "the requests have ", next, " rows of ", tokens, " tokens");
   return all;
@@ -208,6 +221,29 @@ void reference(const PagedAttention& op) {
           store(op.y, t, h * head_dim + i, y[std::size_t(i)] / sum);
       }
     }
+}
+
+PagedAttention single_part(const PagedAttention& op) {
+  const Range first{0, op.requests.single};
+  PagedAttention part = op;
+  part.q = op.q.rows_of(first);
+  part.y = op.y.rows_of(first);
+  part.requests = {.query_start = op.requests.query_start.cols_of({0, first.end + 1}),
+                   .context_len = op.requests.context_len.cols_of(first),
+                   .block_table = op.requests.block_table.rows_of(first)};
+  return part;
+}
+
+PagedAttention rest_part(const PagedAttention& op) {
+  const std::int64_t single = op.requests.single;
+  const Range rest{single, op.requests.count()}, rows{single, op.q.rows};
+  PagedAttention part = op;
+  part.q = op.q.rows_of(rows);
+  part.y = op.y.rows_of(rows);
+  part.requests = {.query_start = op.requests.rest_start,
+                   .context_len = op.requests.context_len.cols_of(rest),
+                   .block_table = op.requests.block_table.rows_of(rest)};
+  return part;
 }
 
 }  // namespace ostro::ops

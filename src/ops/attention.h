@@ -17,6 +17,11 @@ struct Requests {
   // [requests, blocks each] i32: block_table[r, i] holds the positions [i * block_tokens, ...) of
   // r; -1 where no query can look (freed, or not yet used).
   View block_table;
+  // So many of the first requests have one token each: a step's generating ones, which a backend
+  // may compute apart from its chunks of prompts. 0: nobody knows.
+  std::int64_t single = 0;
+  // [1, requests - single + 1] i32, of the others as if they were all, so from 0; if 0 < single.
+  View rest_start{};
   std::int64_t count() const { return context_len.cols; }
 };
 
@@ -112,5 +117,9 @@ struct PagedAttention {
 
 void check(const PagedAttention&);
 void reference(const PagedAttention&);
+
+// The op of its `single` requests, and that of the others. Both together do what it does.
+PagedAttention single_part(const PagedAttention&);
+PagedAttention rest_part(const PagedAttention&);
 
 }  // namespace ostro::ops

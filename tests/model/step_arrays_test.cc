@@ -119,6 +119,7 @@ TEST(StepArrays, HoldAStepAndItsPadding) {
     EXPECT_EQ(row(a.logit_rows), (Row{0, 1, 2, 0}));
     EXPECT_EQ(row(a.samples, 2)[0], 2);
     EXPECT_EQ(row(a.samples, 3)[0], -1);
+    EXPECT_EQ(a.requests.single, 0);
     if (half) {
       EXPECT_EQ(a.inv_freq.row<const float>(2)[1], 6);
       EXPECT_EQ(a.inv_freq.row<const float>(3)[0], 0);
@@ -126,6 +127,26 @@ TEST(StepArrays, HoldAStepAndItsPadding) {
       EXPECT_FALSE(a.inv_freq);
     }
   }
+}
+
+// A chunk of three tokens follows two single ones.
+TEST(StepArrays, TellWhichRequestsHaveOneToken) {
+  Step step = decode_step(3, 2);
+  step.ids.insert(step.ids.end(), {20, 21});
+  step.query_start[3] = 5;
+  const StepShape shape = shape_of(step);
+  EXPECT_EQ(shape.single, 2);
+  const std::int64_t words = StepArrays(shape, 0, {}).words;
+  std::vector<std::int32_t> memory(std::size_t(words), 0);
+  const StepArrays a(shape, 0, matrix(memory.data(), DType::i32, 1, words));
+  fill(a, step, {});
+  EXPECT_EQ(a.requests.single, 2);
+  ASSERT_EQ(a.requests.rest_start.cols, 2);
+  EXPECT_EQ(a.requests.rest_start.as<const std::int32_t>()[0], 0);
+  EXPECT_EQ(a.requests.rest_start.as<const std::int32_t>()[1], 3);
+  EXPECT_EQ(shape_of(decode_step(3, 2)).single, 3);
+  step.query_start = {0, 2, 3, 5};  // the first request has two
+  EXPECT_EQ(shape_of(step).single, 0);
 }
 
 }  // namespace

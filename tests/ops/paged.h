@@ -23,7 +23,8 @@ class Pages {
         block_tokens_(block_tokens),
         query_start_(DType::i32, 1, count() + 1),
         context_len_(DType::i32, 1, count()),
-        block_table_(DType::i32, count(), columns(requests, block_tokens), 3) {
+        block_table_(DType::i32, count(), columns(requests, block_tokens), 3),
+        rest_start_(DType::i32, 1, 0) {
     std::int64_t needed = 0;
     query_start_.set_integer(0, 0, 0);
     for (std::int64_t r = 0; r < count(); ++r) {
@@ -52,10 +53,16 @@ class Pages {
   const PagedRequest& request(std::int64_t r) const { return requests_[std::size_t(r)]; }
   std::int64_t query_start(std::int64_t r) const { return query_start_.integer(0, r); }
 
-  Requests view() {
+  // That so many of the first requests have one token each is told.
+  Requests view(std::int64_t single = 0) {
+    rest_start_ = Matrix(DType::i32, 1, count() - single + 1);
+    for (std::int64_t r = single; r <= count(); ++r)
+      rest_start_.set_integer(0, r - single, query_start_.integer(0, r) - std::int32_t(single));
     return {.query_start = query_start_.view(),
             .context_len = context_len_.view(),
-            .block_table = block_table_.view()};
+            .block_table = block_table_.view(),
+            .single = single,
+            .rest_start = single > 0 ? rest_start_.view() : View{}};
   }
   // The block of a position, -1 if there is none.
   std::int64_t block(std::int64_t r, std::int64_t position) const {
@@ -101,7 +108,7 @@ class Pages {
 
   std::vector<PagedRequest> requests_;
   std::int64_t block_tokens_;
-  Matrix query_start_, context_len_, block_table_;
+  Matrix query_start_, context_len_, block_table_, rest_start_;
   std::int64_t blocks_ = 0;
 };
 

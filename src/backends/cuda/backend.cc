@@ -57,6 +57,16 @@ bool overlap(const View& a, const View& b) {
   return a && b && a.rows > 0 && b.rows > 0 && begin(a) < end(b) && begin(b) < end(a);
 }
 
+AttentionShape attention_shape(const ops::PagedAttention& op) {
+  return {.tokens = op.q.rows,
+          .requests = op.requests.count(),
+          .heads = op.heads,
+          .kv_heads = op.cache.kv_heads,
+          .context = op.requests.block_table.cols * op.cache.block_tokens,
+          .wgmma = attention_wgmma_takes(op),
+          .decode = attention_decode_takes(op) ? decode_blocks(size_of(op.cache.k.dtype)) : 0};
+}
+
 }  // namespace
 
 int device_count() {
@@ -262,15 +272,16 @@ void CudaBackend::enqueue(const ops::RotaryAppend& op) {
 void CudaBackend::enqueue(const ops::PagedAttention& op) {
   begin(op.y);
   if (!attention_mma_takes(op)) return attention_simple(stream_, op);
-  const AttentionPlan plan = plan_attention(
-      {.tokens = op.q.rows,
-       .requests = op.requests.count(),
-       .heads = op.heads,
-       .kv_heads = op.cache.kv_heads,
-       .context = op.requests.block_table.cols * op.cache.block_tokens,
-       .wgmma = attention_wgmma_takes(op),
-       .decode = attention_decode_takes(op) ? decode_blocks(size_of(op.cache.k.dtype)) : 0},
-      processors_);
+  if (single_apart(attention_shape(op), op.requests.single, op.cache.k.dtype == DType::f8e4m3)) {
+    attend(single_part(op));
+    attend(rest_part(op));
+  } else {
+    attend(op);
+  }
+}
+
+void CudaBackend::attend(const ops::PagedAttention& op) {
+  const AttentionPlan plan = plan_attention(attention_shape(op), processors_);
   float* const parts = attention_parts_.reserve<float>(attention_scratch(op, plan));
   attention_mma(stream_, op, plan, parts);
 }

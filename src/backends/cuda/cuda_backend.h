@@ -97,6 +97,9 @@ class CudaBackend final : public ops::Backend {
   // `spread`.
   void set_slots_input(GemmArgs&, const ops::ExpertMlp&, const ExpertGroups&, void* spread);
 
+  // By the kernel that plan_attention() chooses.
+  void attend(const ops::PagedAttention&);
+
   void dense_mlp(const ops::ExpertMlp&);
   // Enqueues what fills the groups, whose products have tiles of so many tokens.
   using GroupChoices = std::function<void(int token_tile, const ExpertGroups&)>;

@@ -19,7 +19,8 @@ class Operands {
   View out(const View& host) { return mirrored(host, true); }
   quant::Weight in(const quant::Weight& host) { return {in(host.data), in(host.scale)}; }
   Requests in(const Requests& r) {
-    return {in(r.query_start), in(r.context_len), in(r.block_table)};
+    return {in(r.query_start), in(r.context_len), in(r.block_table), r.single,
+            r.rest_start ? in(r.rest_start) : View{}};
   }
 
   // Brings the outputs back.

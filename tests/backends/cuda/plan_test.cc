@@ -274,6 +274,30 @@ TEST(AttentionPlan, HasAKernelForSingleTokens) {
   EXPECT_EQ(plan_attention(s, 132).blocks, 256);
 }
 
+TEST(AttentionPlan, TakesSingleTokensApartWhereThatPays) {
+  const auto apart = [](std::int64_t single, std::int64_t chunk, bool e4m3, int decode = 1) {
+    return single_apart({.tokens = single + chunk,
+                         .requests = single + 1,
+                         .heads = 32,
+                         .kv_heads = 8,
+                         .context = 4096,
+                         .wgmma = true,
+                         .decode = decode},
+                        single, e4m3);
+  };
+  EXPECT_TRUE(apart(64, 512, true));
+  EXPECT_FALSE(apart(64, 512, false));
+  EXPECT_TRUE(apart(256, 256, false));  // eight rows a request: one warp for each
+  EXPECT_TRUE(apart(8, 1024, true));
+  EXPECT_FALSE(apart(7, 1024, true));
+  EXPECT_FALSE(apart(0, 1024, true));
+  EXPECT_FALSE(apart(64, 512, true, 0)) << "no kernel for single tokens";
+  EXPECT_FALSE(single_apart(
+      {.tokens = 64, .requests = 64, .heads = 32, .kv_heads = 8, .context = 64, .decode = 1}, 64,
+      true))
+      << "there is no rest";
+}
+
 TEST(PeerSum, GoesInTwoRoundsWhereThatSavesMoreThanTheSecondWait) {
   // Of two ranks each sends as much either way.
   for (const std::int64_t rows : {1, 128, 8192})

@@ -39,6 +39,10 @@ struct AttentionShape {
   int decode = 0;        // blocks of attention_decode.cuh on a multiprocessor; 0: it has none
 };
 
+// Whether a step whose first `single` requests have one token each is worth two kernels, that of
+// single tokens for these and the prompts' for the others.
+bool single_apart(const AttentionShape&, std::int64_t single, bool e4m3_cache);
+
 // `processors`: of the device.
 AttentionPlan plan_attention(const AttentionShape&, int processors);
 
