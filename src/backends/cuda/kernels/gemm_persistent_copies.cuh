@@ -25,7 +25,6 @@ struct PersistentTile {
   static_assert(!kSwiglu || (kHalves == 2 && kOutputs == quant::kE4m3Group));
   static constexpr int kHalfBytes = kHalfRows * kRowBytes, kWeightBytes = kHalves * kHalfBytes;
   static constexpr int kTokenBytes = kTokens * kRowBytes, kStageBytes = kWeightBytes + kTokenBytes;
-  static constexpr int kTokenBlocks = 1;  // [kRowBytes of columns][token] in a stage
   static_assert(kTokenBytes % 1024 == 0, "a swizzled tile starts at 1024 bytes");
   // Behind the stages: the tokens' scales of each, or those of the tile; results; barriers.
   static constexpr int kScales = kStages * kStageBytes;
@@ -193,20 +192,17 @@ class TokenCopies {
   __device__ void copy_stage(int i) {
     const int stage = ring_.stage;
     ptx::barrier_wait(memory_.empty(stage), ring_.parity ^ 1);
+    const int column = i * Tile::kRowBytes + chunk_ * 16;
+    const int bytes = max(0, min(16, a_.k * kSize - column));
+    const std::uint8_t* const from =
+        static_cast<const std::uint8_t*>(a_.x) + (bytes > 0 ? column : 0);
+    const std::uint32_t to =
+        memory_.tokens(stage) + row0_ * Tile::kRowBytes + ((chunk_ ^ (row0_ & 7)) << 4);
 #pragma unroll
-    for (int b = 0; b < Tile::kTokenBlocks; ++b) {
-      const int column = (i * Tile::kTokenBlocks + b) * Tile::kRowBytes + chunk_ * 16;
-      const int bytes = max(0, min(16, a_.k * kSize - column));
-      const std::uint8_t* const from =
-          static_cast<const std::uint8_t*>(a_.x) + (bytes > 0 ? column : 0);
-      const std::uint32_t to = memory_.tokens(stage) + b * Tile::kTokens * Tile::kRowBytes +
-                               row0_ * Tile::kRowBytes + ((chunk_ ^ (row0_ & 7)) << 4);
-#pragma unroll
-      for (int j = 0; j < kLoads; ++j)
-        if (row_[j] >= 0)
-          ptx::copy16(to + j * Tile::kTokenRowStep * Tile::kRowBytes,
-                      from + row_[j] * a_.x_stride * kSize, bytes);
-    }
+    for (int j = 0; j < kLoads; ++j)
+      if (row_[j] >= 0)
+        ptx::copy16(to + j * Tile::kTokenRowStep * Tile::kRowBytes,
+                    from + row_[j] * a_.x_stride * kSize, bytes);
 #pragma unroll
     for (int j = 0; j < kScales; ++j) {
       const int token = thread_ + j * Tile::kTokenThreads;

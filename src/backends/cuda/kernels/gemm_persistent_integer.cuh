@@ -1,5 +1,5 @@
-// The GEMM of experts of int4 and int8 weights in steps of up to 256 tokens, of int4 up to
-// 32: a kernel that gemm_persistent_int4.cu and gemm_persistent_int8.cu instantiate.
+// The GEMM of experts of int4 and int8 weights in steps of up to 256 tokens: a kernel that
+// gemm_persistent_int4.cu and gemm_persistent_int8.cu instantiate.
 //
 // Roles:    as in gemm_integer.cuh: weights are the rows (M) of the product, widened in registers,
 //           tokens its columns (N).
@@ -13,11 +13,14 @@
 //           64 rows a warpgroup takes every fourth stage, and the sums go from one to the next.
 // Traffic:  weights once for each tile of tokens, the first that L2 gives up; tokens once for each
 //           tile of weight rows, from L2.
-// Bound by: memory.
+// Bound by: memory, of int8 and of int4 up to 32 tokens; of int4 beyond, it is not known by what:
+//           there 57 % of the issue slots are taken.
 // Floor on an H100: the bytes of each expert in use / 3.15e12 s.
 // Measured (H100 80 GB HBM3, cuda_kernels_bench, Mixtral 8x7B's shapes; of the floor): an expert
-//           layer of int4 85.7 us at 1 token (67 %), 246 at 8 (82 %), 286 at 32 (81 %); of int8 137
-//           us at 1 (81 %), 539 at 128 (83 %).
+//           layer of int4 83 us at 1 token (69 %), 245 at 8 (82 %), 284 at 32 (81 %), 319 at 64 (72
+//           %), 338 at 128 (68 %), 582 at 256 (41 %); of int8 137 us at 1 (82 %), 490 at 64 (91 %),
+//           519 at 128 (86 %). Of those of int4 at 32 tokens gate and up take 180 us (2.70 TB/s)
+//           and down 92 (2.65), at 128 203 (2.47) and 107 (2.34).
 #pragma once
 
 #include "backends/cuda/kernels/gemm_integer.cuh"
@@ -28,7 +31,6 @@ namespace ostro::cuda {
 template <class X_, int kBits_, int kTokens_, int kStages_, bool kSwiglu_, bool kSplit_ = false>
 struct PersistentIntegerTile {
   using X = X_;
-  using Element = X_;  // of tokens
   static constexpr int kBits = kBits_, kTokens = kTokens_, kStages = kStages_;
   static constexpr bool kSwiglu = kSwiglu_, kSplit = kSplit_, kInt4 = kBits == 4;
   static_assert(!kSplit || !kSwiglu);
@@ -50,15 +52,106 @@ struct PersistentIntegerTile {
   static constexpr int kBarriers = kRelay + (kSplit ? 64 * kTokens * 4 : 0);
   static constexpr int kSharedBytes = kBarriers + kStages * 16 + 1024;
   static_assert(kSharedBytes <= 227 << 10);
-  static constexpr bool kBoxes = false, kGroupScales = false;  // tokens have no scales
-  static constexpr int kScales = 0;
   static constexpr int kMathThreads = 128 * kGroups, kThreads = kMathThreads + 128;
   static constexpr int kReaders = kSplit ? 4 : 4 * kGroups;  // warps that read a stage
-  static constexpr int kTokenWarps = 2, kTokenThreads = 32 * kTokenWarps, kTokenRowStep = 8;
+  static constexpr int kTokenWarps = 2, kTokenRowStep = 8;
   static constexpr int kMathRegisters = 112, kCopyRegisters = 32;
   // A block owns what its threads have at the launch: asked for more, setmaxnreg waits for ever.
   static_assert(128 * (kGroups * kMathRegisters + kCopyRegisters) <=
                 kThreads * (65536 / kThreads / 8 * 8));
+};
+
+// A thread of the warps that copy tokens; `thread` counts from the first of them. It has 16 bytes
+// of every 128 of some rows: of few instructions, since a block waits for these two warps.
+template <class Tile>
+class IntegerTokenCopies {
+ public:
+  __device__ IntegerTokenCopies(const GemmArgs& a, const PersistentMemory<Tile>& memory, int thread)
+      : a_(a),
+        memory_(memory),
+        lane_(thread % 32),
+        chunk_(thread % 8),
+        row_(thread / 8),
+        to_(row_ * 128 + ((chunk_ ^ row_) << 4)) {}
+
+  __device__ void copy(int stages) {
+    PersistentWalk<Tile> walk(a_);
+    int row_tile;
+    TokenTile tile;
+    while (walk.take(a_, row_tile, tile)) {
+      find_rows(tile);
+      for (int i = 0; i < stages; ++i) copy_stage(i);
+    }
+    ptx::copy_wait<0>();
+    for (; under_way_ > 0; --under_way_) announce();
+  }
+
+ private:
+  // The copies of so many stages go on while the next are started: no more than L2 needs to answer,
+  // for only then a stage is announced.
+  static constexpr int kLag = Tile::kStages < 6 ? Tile::kStages - 2 : 4;
+  static constexpr int kLoads = Tile::kTokens / Tile::kTokenRowStep;
+
+  __device__ void find_rows(const TokenTile& tile) {
+    count_ = tile.count;
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      const int slot = tile.first + min(row_ + j * Tile::kTokenRowStep, tile.count - 1);
+      const std::int64_t row = a_.rows ? a_.rows[slot] : slot;
+      from_[j] = static_cast<const char*>(a_.x) + row * a_.x_stride * 2 + chunk_ * 16;
+    }
+  }
+
+  __device__ void copy_stage(int i) {
+    const int stage = ring_.stage;
+    ptx::barrier_wait(memory_.empty(stage), ring_.parity ^ 1);
+    const std::uint32_t to = memory_.tokens(stage) + to_;
+    const int left = (a_.k - i * Tile::kK) * 2;  // bytes of a row
+    if (left >= Tile::kTokenBlocks * 128)
+      copy_rows(to, [](std::uint32_t at, const char* from, int) { ptx::copy16(at, from); });
+    else
+      copy_rows(to, [&](std::uint32_t at, const char* from, int column) {
+        const int bytes = max(0, min(16, left - column - chunk_ * 16));
+        ptx::copy16(at, bytes > 0 ? from : static_cast<const char*>(a_.x), bytes);
+      });
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) from_[j] += Tile::kTokenBlocks * 128;
+    ptx::copy_commit();
+    ring_.advance();
+    if (++under_way_ > kLag) {
+      ptx::copy_wait<kLag>();
+      announce();
+      --under_way_;
+    }
+  }
+
+  template <class Copy>
+  __device__ void copy_rows(std::uint32_t to, Copy&& copy) const {
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      if (row_ + j * Tile::kTokenRowStep >= count_) break;
+#pragma unroll
+      for (int b = 0; b < Tile::kTokenBlocks; ++b)
+        copy(to + j * Tile::kTokenRowStep * 128 + b * Tile::kTokenBlockBytes, from_[j] + b * 128,
+             b * 128);
+    }
+  }
+
+  // This warp's part of the oldest stage under way is there.
+  __device__ void announce() {
+    ptx::fence_async_proxy();
+    __syncwarp();
+    if (lane_ == 0) ptx::barrier_arrive(memory_.full(oldest_.stage));
+    oldest_.advance();
+  }
+
+  const GemmArgs& a_;
+  const PersistentMemory<Tile>& memory_;
+  const int lane_, chunk_, row_;
+  const std::uint32_t to_;
+  StageRing<Tile::kStages> ring_, oldest_;
+  int under_way_ = 0, count_ = 0;
+  const char* from_[kLoads];
 };
 
 // A thread of the warpgroups that multiply.
@@ -308,7 +401,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const int copy_warp = warp - Tile::kMathThreads / 32;
   if (copy_warp < Tile::kTokenWarps) {
     begin_kernel();
-    TokenCopies<Tile>(a, memory, int(threadIdx.x) - Tile::kMathThreads).copy(stages);
+    IntegerTokenCopies<Tile>(a, memory, int(threadIdx.x) - Tile::kMathThreads).copy(stages);
   } else if (copy_warp == Tile::kTokenWarps && threadIdx.x % 32 == 0) {
     // Weights do not change: the first of them come while the predecessor ends.
     if (!listed) begin_kernel();

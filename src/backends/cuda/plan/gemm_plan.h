@@ -43,9 +43,7 @@ inline constexpr bool is_integer(DType weights) {
 // The experts' kernels whose blocks stay (kernels/gemm_persistent.cuh, gemm_persistent_integer.cuh)
 // take tiles up to that; the copy engine loads the weights.
 inline constexpr int largest_persistent_tile(DType weights) {
-  // Of int4 the others' is faster from 33 tokens on.
-  if (is_integer(weights)) return weights == DType::u8 ? 32 : kLargestTileWithoutTma;
-  return weights == DType::f8e4m3 ? 96 : 128;
+  return is_integer(weights) ? kLargestTileWithoutTma : weights == DType::f8e4m3 ? 96 : 128;
 }
 inline constexpr bool persistent_takes(int token_tile, std::int64_t experts, DType weights) {
   return token_tile <= largest_persistent_tile(weights) && experts <= kMostTmaExperts;
