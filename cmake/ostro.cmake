@@ -25,6 +25,9 @@ function(ostro_compile_options target)
   # Locations in error messages read src/..., whatever folder the project was built in.
   target_compile_options(${target} PRIVATE
     $<$<COMPILE_LANGUAGE:CXX>:-fmacro-prefix-map=${PROJECT_SOURCE_DIR}/=>)
+  # ccache gives the compiler paths that are relative to the build folder.
+  file(RELATIVE_PATH up ${CMAKE_BINARY_DIR} ${PROJECT_SOURCE_DIR})
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fmacro-prefix-map=${up}=>)
 endfunction()
 
 # Tests of a release are compiled in less time: what they measure is in the libraries.

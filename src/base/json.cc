@@ -1,8 +1,8 @@
 #include "base/json.h"
 
-#include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "base/error.h"
 
@@ -10,23 +10,63 @@ namespace ostro {
 
 using nlohmann::json;
 
+namespace {
+
+// Goes through a text and builds nothing, so that what nests too deep or has too many keys is told
+// before it takes memory. (The callback of json::parse takes time quadratic in the items of a
+// list.)
+class Limits : public nlohmann::json_sax<json> {
+ public:
+  static constexpr std::size_t kDeepest = 64;
+
+  explicit Limits(std::size_t most_keys) : most_keys_(most_keys) {}
+  bool too_deep() const { return too_deep_; }
+  bool too_many() const { return too_many_; }
+
+  bool start_object(std::size_t) override { return open(); }
+  bool start_array(std::size_t) override { return open(); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool key(string_t&) override {
+    too_many_ = ++keys_.back() > most_keys_;
+    return !too_many_;
+  }
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool parse_error(std::size_t, const std::string&, const json::exception&) override {
+    return false;  // json::parse will say it
+  }
+
+ private:
+  bool open() {
+    too_deep_ = keys_.size() == kDeepest;
+    if (!too_deep_) keys_.push_back(0);
+    return !too_deep_;
+  }
+  bool close() {
+    keys_.pop_back();
+    return true;
+  }
+
+  std::size_t most_keys_;
+  std::vector<std::size_t> keys_;  // of what is open, the outermost first
+  bool too_deep_ = false, too_many_ = false;
+};
+
+}  // namespace
+
 json parse_json(std::string_view text, std::string_view source, std::size_t most_keys) {
-  constexpr int kDeepest = 64;
-  bool too_deep = false, too_many = false;
-  std::array<std::size_t, kDeepest + 2> keys{};  // of the objects that are open, by depth
-  const auto watch = [&](int depth, json::parse_event_t event, json&) {
-    if (depth > kDeepest) too_deep = true;
-    if (too_deep) return false;
-    if (event == json::parse_event_t::object_start) keys[std::size_t(depth) + 1] = 0;
-    if (event == json::parse_event_t::key && ++keys[std::size_t(depth)] > most_keys)
-      too_many = true;
-    return !too_many;
-  };
+  Limits limits(most_keys);
+  json::sax_parse(text, &limits);
+  OSTRO_REQUIRE(!limits.too_deep(), source, " nests JSON deeper than ", Limits::kDeepest);
+  OSTRO_REQUIRE(!limits.too_many(), source, " has an object of more than ", most_keys, " keys");
   try {
-    json value = json::parse(text, watch);
-    OSTRO_REQUIRE(!too_deep, source, " nests JSON deeper than ", kDeepest);
-    OSTRO_REQUIRE(!too_many, source, " has an object of more than ", most_keys, " keys");
-    return value;
+    return json::parse(text);
   } catch (const json::parse_error& e) {
     OSTRO_THROW(InvalidArgument, source, " is not JSON: it goes wrong at byte ", e.byte, " of ",
                 text.size());

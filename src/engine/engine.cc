@@ -18,7 +18,7 @@ sched::Limits scheduler_limits(const Rank& rank, const model::ModelConfig& confi
           .window = config.window,
           .steps = rank.depth(),
           .ridge_tokens = rank.device() == Device::cpu
-                              ? 0  // a CPU multiplies from the first rows on
+                              ? -1  // a CPU multiplies from the first rows on
                               : std::int64_t(plan::ridge_tokens(config, plan::machine("h100")))};
 }
 

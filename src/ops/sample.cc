@@ -11,7 +11,7 @@ namespace ostro::ops {
 namespace {
 
 // The finaliser of SplitMix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195).
-std::uint64_t mix(std::uint64_t z) {
+std::uint64_t scramble(std::uint64_t z) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
@@ -109,7 +109,8 @@ std::vector<Likely> most_likely(std::span<const float> logits, std::int32_t k) {
 }
 
 double uniform(std::uint64_t seed, std::uint64_t counter) {
-  const std::uint64_t bits = mix(mix(seed + 0x9e3779b97f4a7c15u) + counter * 0x9e3779b97f4a7c15u);
+  const std::uint64_t bits =
+      scramble(scramble(seed + 0x9e3779b97f4a7c15u) + counter * 0x9e3779b97f4a7c15u);
   return double(bits >> 11) * 0x1p-53;
 }
 

@@ -170,7 +170,9 @@ std::int64_t Scheduler::prompt_budget(std::int64_t decoding) {
   constexpr std::int64_t kNoLimit = std::numeric_limits<std::int64_t>::max();
   constexpr double kFill = 16, kMostStarts = 1.5;
   constexpr std::int64_t kLeast = 16;  // fewer gain little: each step has its own cost
-  if (policy_.capacity != Capacity::guaranteed_no_evict || queue_.size() == 0) return kNoLimit;
+  if (limits_.ridge_tokens < 0 || policy_.capacity != Capacity::guaranteed_no_evict ||
+      queue_.size() == 0)
+    return kNoLimit;
   const std::int64_t free = std::max<std::int64_t>(pool_.total() - most_in_use(), 0);
   const std::int64_t places = limits_.step_requests - running_width_;
   const auto waiting = std::int64_t(queue_.size());
@@ -181,9 +183,11 @@ std::int64_t Scheduler::prompt_budget(std::int64_t decoding) {
     return double(queue_.prompt_tokens()) * std::min(double(blocks) / double(queue_.most_blocks()),
                                                      double(requests) / double(waiting));
   };
-  double left = std::min(prompts_of(free, places), double(queue_.prompt_tokens()));
+  std::int64_t started = 0;  // tokens left of prompts that have begun
   for (const Sequence* s : order_)
-    left += double(std::max<std::int64_t>(s->prompt_tokens - s->computed, 0));
+    started += std::max<std::int64_t>(s->prompt_tokens - s->computed, 0);
+  const double left =
+      std::min(prompts_of(free, places), double(queue_.prompt_tokens())) + double(started);
   const double running = prompts_of(pool_.total(), limits_.step_requests);
   const double most_output =
       double(limits_.block_tokens * queue_.most_blocks() - queue_.prompt_tokens()) /
@@ -191,7 +195,9 @@ std::int64_t Scheduler::prompt_budget(std::int64_t decoding) {
   const double steps = double(limits_.steps) *
                        (mean_output_tokens_ > 0 ? mean_output_tokens_ : std::max(most_output, 1.0));
   const double wanted = std::min(kFill * left, kMostStarts * running) / steps;
-  return std::max({limits_.ridge_tokens - decoding, std::int64_t(wanted), kLeast});
+  // A long prompt among short ones must not hold up all that would start behind it.
+  const auto of_started = std::int64_t(double(started) / kFill);
+  return std::max({limits_.ridge_tokens - decoding, std::int64_t(wanted), of_started, kLeast});
 }
 
 // `known`: blocks of what is known of it.

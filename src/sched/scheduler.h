@@ -19,8 +19,9 @@ struct Limits {
   std::int64_t block_tokens = 0;
   std::int64_t window = 0;  // sliding window of the model, tokens; 0: none
   std::int64_t steps = 1;   // that may be in flight: next() is called again before complete()
-  // Rows of a step up to which reading the weights takes longer than multiplying, about.
-  std::int64_t ridge_tokens = 0;
+  // Rows of a step up to which reading the weights takes longer than multiplying, about; -1:
+  // prompts are never spread.
+  std::int64_t ridge_tokens = -1;
 };
 
 enum class Capacity {

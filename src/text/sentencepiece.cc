@@ -15,7 +15,7 @@ namespace {
 
 using sentencepiece::SentencePieceProcessor;
 
-constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581, a space inside a piece
+constexpr std::string_view kWordStart = "\xE2\x96\x81";  // U+2581, a space inside a piece
 
 // "<0x0A>" stands for the byte 10.
 char byte_of(const std::string& piece) {
@@ -26,10 +26,10 @@ char byte_of(const std::string& piece) {
 
 std::string with_spaces(std::string_view piece) {
   std::string out;
-  for (std::size_t at; (at = piece.find(kSpace)) != std::string_view::npos;) {
+  for (std::size_t at; (at = piece.find(kWordStart)) != std::string_view::npos;) {
     out += piece.substr(0, at);
     out += ' ';
-    piece.remove_prefix(at + kSpace.size());
+    piece.remove_prefix(at + kWordStart.size());
   }
   return out += piece;
 }
@@ -44,7 +44,7 @@ std::string bytes_of(const SentencePieceProcessor& model, int id) {
 // Whether the model was trained with a space before each text. The library does not say: ask it.
 bool has_dummy_prefix(const SentencePieceProcessor& model) {
   std::vector<std::string> pieces;
-  return model.Encode("a", &pieces).ok() && !pieces.empty() && pieces[0].starts_with(kSpace);
+  return model.Encode("a", &pieces).ok() && !pieces.empty() && pieces[0].starts_with(kWordStart);
 }
 
 // Whether texts reach the model as they are: no NFKC, no space removed, no character dropped.
@@ -65,7 +65,7 @@ bool is_verbatim(const SentencePieceProcessor& model) {
 class WordCuts {
  public:
   explicit WordCuts(const SentencePieceProcessor& model) {
-    const int space = model.PieceToId({kSpace.data(), kSpace.size()});
+    const int space = model.PieceToId({kWordStart.data(), kWordStart.size()});
     if (!has_dummy_prefix(model) || !is_verbatim(model) || model.IsUnknown(space)) return;
     sound_after_.fill(true);
     const auto forbid = [&](std::string_view piece) {
@@ -75,12 +75,12 @@ class WordCuts {
     };
     for (int id = 0; id < model.GetPieceSize(); ++id) {
       const std::string& piece = model.IdToPiece(id);
-      if (piece.find(kSpace, 1) != piece.npos || piece.find(' ', 1) != piece.npos) {
+      if (piece.find(kWordStart, 1) != piece.npos || piece.find(' ', 1) != piece.npos) {
         forbid(with_spaces(piece));
       }
     }
     // U+2581 in a text is a space to the model.
-    if (!sound_after_[' ']) sound_after_[static_cast<unsigned char>(kSpace.back())] = false;
+    if (!sound_after_[' ']) sound_after_[static_cast<unsigned char>(kWordStart.back())] = false;
   }
 
   // Where the word that begins at `from` < text.size() ends: before a space that something follows,

@@ -249,6 +249,30 @@ TEST(SpreadPrompts, AboveTheRidgeAsManyAsKeepTheRoomFull) {
   EXPECT_EQ(prompts_a_step(s, 64, 4), (std::vector<std::int64_t>{512, 48, 48, 48}));
 }
 
+TEST(SpreadPrompts, NeverWithoutARidge) {
+  kv::BlockPool pool(32 * 16);
+  Scheduler s(wide(-1), pool);
+  EXPECT_EQ(prompts_a_step(s, 64, 2), (std::vector<std::int64_t>{512, 496}));
+}
+
+// The others behind it, whose short prompts set the pace, start once it is computed.
+TEST(SpreadPrompts, ALongPromptThatHasBegunTakesFewSteps) {
+  kv::BlockPool pool(1024);
+  Limits l = wide(0);
+  l.context = 2048;
+  Scheduler s(l, pool);
+  s.add(1, demand(4, 32));
+  run_step(s);
+  s.add(2, demand(1600, 32));
+  for (SequenceId id = 3; id <= 300; ++id) s.add(id, demand(4, 512));
+  int steps = 0;
+  for (; s.running() < 3; ++steps) {
+    ASSERT_LT(steps, 80) << "1600 tokens in sixteenths of what is left";
+    run_step(s);
+  }
+  EXPECT_GT(steps, 3) << "of 512 tokens each";
+}
+
 TEST(SpreadPrompts, TheLengthsOfThoseThatEndedCount) {
   kv::BlockPool pool(1024 * 16);
   Limits l = wide(0);
