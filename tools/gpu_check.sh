@@ -259,8 +259,8 @@ if wanted tune; then
   rm -rf "$engine" "$engine.json"
 fi
 
-# Many requests at once through the executor, 8x7B with fp8 weights and cache; of the memory that is
-# free the cache gets as much as TensorRT-LLM's benchmarks give it.
+# Many requests at once through the executor, 8x7B with fp8 weights and cache, which gets more of the
+# free memory than by default, since nothing else uses the GPU.
 throughput() {  # REQUESTS INPUT OUTPUT SLOTS
   local name=throughput_$1_$2_$3
   step "$name" 300 "$build/bin/ostro" bench throughput --dummy_weights --device cuda \

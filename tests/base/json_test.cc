@@ -45,7 +45,7 @@ TEST(ParseJson, TakesTimeLinearInTheItems) {
   text += ']';
   const auto begin = std::chrono::steady_clock::now();
   EXPECT_EQ(parse_json(text, "T").size(), 300000u);
-  // In quadratic time it is more than a minute, in linear time a fraction of a second.
+  // By a callback that looks through all items at each, 100000 take 10 s.
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
 }
 
