@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
               if (i % 4 / 2 == e) sum[m][i] *= scale;
           }
 
-      const auto store = [&]<class Y>(Y*) {
+      const auto store = [&]<class Y>() {
 #pragma unroll
         for (int m = 0; m < (Tile::kSwiglu ? 1 : 2); ++m)
 #pragma unroll
@@ -207,12 +207,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
                   rounded_to<Y>(value);
           }
       };
-      if (a.y_type == DType::f32)
-        store(static_cast<float*>(nullptr));
-      else if (a.y_type == DType::bf16)
-        store(static_cast<__nv_bfloat16*>(nullptr));
-      else
-        store(static_cast<__half*>(nullptr));
+      visit_y(a, store);
     }
   }
   // No block ends while the other may still arrive at its barriers.

@@ -130,16 +130,10 @@ __device__ inline void store_row(const GemmArgs& a, const Fragment& f, int n0,
 template <int kOutputs, int kSums>
 __device__ void store_floats(const GemmArgs& a, const Fragment& f, int n0,
                              const float (&sum)[kSums]) {
-  const auto store = [&]<class Y>(Y*) {
+  visit_y(a, [&]<class Y>() {
     store_row<0, kOutputs, Y>(a, f, n0, sum);
     store_row<1, kOutputs, Y>(a, f, n0, sum);
-  };
-  if (a.y_type == DType::f32)
-    store(static_cast<float*>(nullptr));
-  else if (a.y_type == DType::bf16)
-    store(static_cast<__nv_bfloat16*>(nullptr));
-  else
-    store(static_cast<__half*>(nullptr));
+  });
 }
 
 template <class Tile>
