@@ -16,10 +16,8 @@
 //           of Mixtral 8x7B 13.5 us at 1 token (59 %), 13.3 at 32 (62 %), 14.8 at 64 (57 %); o 11.2
 //           (48 %), 12.2, 12.2. On an H200, in one run, by gemm_e4m3.cuh 12.1, 14.7, 16.4 us and
 //           11.4, 12.2, 13.6, by this kernel 11.9, 12.1, 13.0 and 10.1, 11.7, 12.1.
-#include "backends/cuda/kernels/gemm_tma_tile.cuh"
-#include "backends/cuda/kernels/tensor_map.h"
+#include "backends/cuda/kernels/gemm_e4m3_decode.cuh"
 #include "backends/cuda/launch.h"
-#include "backends/cuda/ptx/wgmma.cuh"
 
 namespace ostro::cuda {
 namespace {
@@ -27,7 +25,8 @@ namespace {
 template <int kRows_, int kTokens_>
 struct DenseTile {
   static_assert(kRows_ <= kMostDenseRows && kTokens_ <= kMostDenseTokens);
-  static constexpr int kRows = kRows_, kTokens = kTokens_;
+  static constexpr int kRows = kRows_, kTokens = kTokens_, kCluster = 1;
+  static constexpr bool kTokensAreRows = false;
   static constexpr int kK = 128;  // columns of a stage: bytes of a swizzle row
   static_assert(kK == quant::kE4m3Group);
   static constexpr int kWeightBytes = kRows * kK, kTokenBytes = kTokens * kK;
@@ -42,68 +41,13 @@ struct DenseTile {
   static constexpr int kSharedBytes = kBarriers + kOther;
   static_assert(kSharedBytes <= 224 << 10);
   static constexpr int kMathWarps = 4, kThreads = 32 * (kMathWarps + 1);
+  static constexpr int kParts = 2;  // products under way
 };
 
-// What a block has in shared memory, by address; the first stage's is a multiple of 1024.
+// What a thread of the warpgroup that multiplies makes of its sums.
 template <class Tile>
-struct DenseMemory {
-  std::uint32_t shared;
-
-  __device__ std::uint32_t weights(int stage) const { return shared + stage * Tile::kStageBytes; }
-  __device__ std::uint32_t tokens(int stage) const { return weights(stage) + Tile::kWeightBytes; }
-  __device__ std::uint32_t full(int stage) const { return shared + Tile::kBarriers + 16 * stage; }
-  __device__ std::uint32_t empty(int stage) const { return full(stage) + 8; }
-};
-
-struct DenseMaps {
-  CUtensorMap weights, x;
-};
-
-// By one thread: the weight rows from n0 on, and all tokens.
-template <class Tile>
-class DenseCopies {
+class DenseResults {
  public:
-  __device__ DenseCopies(const DenseMaps& maps, const DenseMemory<Tile>& memory, int n0)
-      : maps_(maps), memory_(memory), n0_(n0) {}
-
-  __device__ void copy(int k_tiles) const {
-    // Weights do not change during a step: they need not wait for the predecessor.
-    const int first = min(Tile::kStages, k_tiles);
-    for (int i = 0; i < first; ++i) copy_weights(i, i);
-    begin_kernel();
-    for (int i = 0; i < first; ++i) copy_tokens(i, i);
-    StageRing<Tile::kStages> ring;
-    for (int i = first; i < k_tiles; ++i) {
-      ptx::barrier_wait(memory_.empty(ring.stage), ring.parity);
-      copy_weights(i, ring.stage);
-      copy_tokens(i, ring.stage);
-      ring.advance();
-    }
-  }
-
- private:
-  // Announces all that comes in the stage.
-  __device__ void copy_weights(int i, int stage) const {
-    const std::uint32_t barrier = memory_.full(stage);
-    ptx::barrier_arrive_expect(barrier, Tile::kStageBytes);
-    ptx::copy_box(memory_.weights(stage), maps_.weights, i * Tile::kK, n0_, barrier);
-  }
-  __device__ void copy_tokens(int i, int stage) const {
-    ptx::copy_box(memory_.tokens(stage), maps_.x, i * Tile::kK, 0, memory_.full(stage));
-  }
-
-  const DenseMaps& maps_;
-  const DenseMemory<Tile>& memory_;
-  const int n0_;
-};
-
-// A thread of the warpgroup that multiplies.
-template <class Tile>
-class DenseSums {
- public:
-  __device__ explicit DenseSums(const DenseMemory<Tile>& memory)
-      : memory_(memory), lane_(int(threadIdx.x) % 32), warp_(int(threadIdx.x) / 32) {}
-
   // Of weights before the predecessor has ended, of tokens after it, both long before store().
   __device__ void load_weight_scales(const GemmArgs& a, int n0) {
 #pragma unroll
@@ -116,42 +60,21 @@ class DenseSums {
       if (const int slot = token(e); slot < a.slots) x_scale_[e] = a.x_scale[slot];
   }
 
-  __device__ void add_stages(int k_tiles) {
-    int i = 0;
-    for (; i + 1 < k_tiles; i += 2) {
-      const int stage = ring_.stage;
-      start(part_[0]);
-      const int next = ring_.stage;
-      start(part_[1]);
-      ptx::wgmma_wait<1>();
-      finish(part_[0], stage);
-      ptx::wgmma_wait<0>();
-      finish(part_[1], next);
-    }
-    if (i < k_tiles) {
-      const int stage = ring_.stage;
-      start(part_[0]);
-      ptx::wgmma_wait<0>();
-      finish(part_[0], stage);
-    }
-  }
-
-  __device__ void store(const GemmArgs& a, int n0) const {
+  __device__ void store(const GemmArgs& a, int n0, const float (&sum)[Tile::kTokens / 2]) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (!takes(a, n0, r)) continue;
 #pragma unroll
       for (int e = 0; e < kN / 4; ++e)
         if (const int slot = token(e); slot < a.slots) {
-          const float sum = sum_[e / 2 * 4 + 2 * r + e % 2] * x_scale_[e] * weight_scale_[r];
-          store_output(a, slot, n0 + row(r), Pack<float, 1>{{sum}});
+          const float value = sum[e / 2 * 4 + 2 * r + e % 2] * x_scale_[e] * weight_scale_[r];
+          store_output(a, slot, n0 + row(r), Pack<float, 1>{{value}});
         }
     }
   }
 
  private:
   static constexpr int kN = Tile::kTokens;
-  using Product = ptx::Wgmma<__nv_fp8_e4m3, kN>;
 
   // The weight rows of the tile and the tokens, by number, whose sums this thread has.
   __device__ int row(int r) const { return warp_ * 16 + lane_ / 4 + 8 * r; }
@@ -160,79 +83,47 @@ class DenseSums {
     return row(r) < Tile::kRows && n0 + row(r) < a.n;
   }
 
-  // The products of the next stage, when it has come.
-  __device__ void start(float (&part)[kN / 2]) {
-    const int stage = ring_.stage;
-    ptx::barrier_wait(memory_.full(stage), ring_.parity);
-    const std::uint64_t rows = ptx::swizzled_tile(memory_.weights(stage));
-    const std::uint64_t tokens = ptx::swizzled_tile(memory_.tokens(stage));
-    ptx::wgmma_fence();
-    Product::run_first(part, rows, tokens);
-#pragma unroll
-    for (int step = 1; step < Tile::kK / 32; ++step)
-      Product::run(part, rows + 2 * step, tokens + 2 * step);
-    ptx::wgmma_commit();
-    ring_.advance();
-  }
-
-  // The products of the stage are there.
-  __device__ void finish(float (&part)[kN / 2], int stage) {
-    ptx::hold_registers(part);
-#pragma unroll
-    for (int j = 0; j < kN / 2; ++j) sum_[j] += part[j];
-    __syncwarp();
-    if (lane_ == 0) ptx::barrier_arrive(memory_.empty(stage));
-  }
-
-  const DenseMemory<Tile>& memory_;
-  const int lane_, warp_;
-  StageRing<Tile::kStages> ring_;
-  float sum_[kN / 2] = {}, part_[2][kN / 2] = {};
+  const int lane_ = int(threadIdx.x) % 32, warp_ = int(threadIdx.x) / 32;
   float x_scale_[kN / 4] = {}, weight_scale_[2] = {};
 };
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
-    gemm_e4m3_dense_kernel(const GemmArgs a, const __grid_constant__ DenseMaps maps) {
+    gemm_e4m3_dense_kernel(const GemmArgs a, const __grid_constant__ DecodeMaps maps) {
   extern __shared__ unsigned char shared_raw[];
-  const DenseMemory<Tile> memory{(ptx::shared_address(shared_raw) + 1023) & ~1023u};
+  const Stages<Tile> stages{(ptx::shared_address(shared_raw) + 1023) & ~1023u};
   const int k_tiles = (a.k + Tile::kK - 1) / Tile::kK;
   const int n0 = int(blockIdx.x) * Tile::kRows;
   const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < Tile::kStages; ++s) {
-      ptx::barrier_init(memory.full(s), 1);
-      ptx::barrier_init(memory.empty(s), Tile::kMathWarps);
-    }
-    ptx::barrier_init_fence();
-  }
+  if (threadIdx.x == 0) stages.init_barriers(1, Tile::kMathWarps);
   __syncthreads();
   if (warp == Tile::kMathWarps) {
     if (threadIdx.x % 32 == 0)
-      DenseCopies<Tile>(maps, memory, n0).copy(k_tiles);
+      DecodeCopies<Tile>(maps, stages, n0, 0).copy(k_tiles);
     else
       begin_kernel();
     __syncwarp();
   } else {
-    DenseSums<Tile> sums(memory);
-    sums.load_weight_scales(a, n0);
+    DenseResults<Tile> results;
+    results.load_weight_scales(a, n0);
     begin_kernel();
-    sums.load_token_scales(a);
-    sums.add_stages(k_tiles);
-    sums.store(a, n0);
+    results.load_token_scales(a);
+    DecodeSums<Tile> sums(stages, 0);
+    int i = 0;
+    for (; i + 1 < k_tiles; i += 2) sums.add_two_stages();
+    if (i < k_tiles) sums.add_stage();
+    results.store(a, n0, sums.sum());
   }
 }
 
 template <int kRows, int kTokens>
 void start_dense(cudaStream_t stream, const GemmArgs& a) {
   using Tile = DenseTile<kRows, kTokens>;
-  const DenseMaps maps{.weights = swizzled_map(a.weight.data, a.n, a.k, a.weight.stride, kRows),
-                       .x = swizzled_map(a.x, a.slots, a.k, a.x_stride, kTokens)};
   launch(stream,
          {.blocks = ceil_div(a.n, kRows),
           .threads = Tile::kThreads,
           .shared_bytes = Tile::kSharedBytes},
-         gemm_e4m3_dense_kernel<Tile>, a, maps);
+         gemm_e4m3_dense_kernel<Tile>, a, decode_maps<Tile>(a));
 }
 
 // The fewest weight rows a block with which every multiprocessor has one block at most.

@@ -19,13 +19,11 @@
 //           128 tokens (56 %), 15.9 at 160, 16.3 at 256 (57 %), 25.0 at 512 (74 %); o 11.4 (47 %),
 //           13.3, 13.6 (45 %), 20.0 (62 %); before, by gemm_e4m3_dense.cu and gemm_tma.cuh, 17.8,
 //           26.7, 27.5, 29.5 us and 15.8, 21.4, 22.4, 30.4.
+#include "backends/cuda/kernels/gemm_e4m3_decode.cuh"
 #include "backends/cuda/kernels/gemm_tma_store.cuh"
-#include "backends/cuda/kernels/gemm_tma_tile.cuh"
-#include "backends/cuda/kernels/tensor_map.h"
 #include "backends/cuda/launch.h"
 #include "backends/cuda/ptx/named_barrier.cuh"
 #include "backends/cuda/ptx/registers.cuh"
-#include "backends/cuda/ptx/wgmma.cuh"
 
 namespace ostro::cuda {
 namespace {
@@ -33,16 +31,14 @@ namespace {
 template <int kRows_, int kTokens_>
 struct WaveTile {
   static constexpr int kRows = kRows_, kTokens = kTokens_;
+  static constexpr bool kTokensAreRows = true;
   static constexpr int kCluster = kWaveCluster;
   static constexpr int kK = 128;  // columns of a stage: bytes of a swizzle row
   static_assert(kK == quant::kE4m3Group);
-  static constexpr int kGroupTokens = 64, kGroups = kTokens / kGroupTokens;
+  static constexpr int kGroups = kTokens / 64;
   static constexpr int kWeightBytes = kRows * kK, kTokenBytes = kTokens * kK;
   static constexpr int kStageBytes = kWeightBytes + kTokenBytes;
   static_assert(kWeightBytes % 1024 == 0 && kTokenBytes % 1024 == 0, "swizzled tiles");
-  // The weight rows that each block of the cluster copies.
-  static constexpr int kPartRows = kRows / kCluster;
-  static_assert(kPartRows % 8 == 0, "parts swizzle alike");
   // All that fit beside a block of a norm.
   static constexpr int kMostShared = 224 << 10, kAligning = 1024;
   static constexpr int kStages =
@@ -62,148 +58,9 @@ struct WaveTile {
   static constexpr int kParts = kRows <= 128 ? 2 : 1;
 };
 
-// What a block has in shared memory, by address; the first stage's is a multiple of 1024.
-template <class Tile>
-struct WaveMemory {
-  std::uint32_t shared;
-
-  __device__ std::uint32_t weights(int stage) const { return shared + stage * Tile::kStageBytes; }
-  __device__ std::uint32_t tokens(int stage, int first) const {
-    return weights(stage) + Tile::kWeightBytes + first * Tile::kK;
-  }
-  __device__ std::uint32_t full(int stage) const { return shared + Tile::kBarriers + 16 * stage; }
-  __device__ std::uint32_t empty(int stage) const { return full(stage) + 8; }
-};
-
-struct WaveMaps {
-  CUtensorMap weights, x;
-};
-
-// By one thread of block `rank` of the cluster: its part of the weight rows from n0 on, for both
-// blocks, and the tokens from t0 on.
-template <class Tile>
-class WaveCopies {
- public:
-  __device__ WaveCopies(const WaveMaps& maps, const WaveMemory<Tile>& memory, int n0, int t0,
-                        int rank)
-      : maps_(maps), memory_(memory), first_row_(rank * Tile::kPartRows), n0_(n0), t0_(t0) {}
-
-  __device__ void copy(int k_tiles) const {
-    // Weights do not change during a step: they need not wait for the predecessor.
-    const int first = min(Tile::kStages, k_tiles);
-    for (int i = 0; i < first; ++i) copy_weights(i, i);
-    begin_kernel();
-    for (int i = 0; i < first; ++i) copy_tokens(i, i);
-    StageRing<Tile::kStages> ring;
-    for (int i = first; i < k_tiles; ++i) {
-      ptx::barrier_wait(memory_.empty(ring.stage), ring.parity);
-      copy_weights(i, ring.stage);
-      copy_tokens(i, ring.stage);
-      ring.advance();
-    }
-  }
-
- private:
-  // Announces all that comes to this block in the stage; the other's part may have come already.
-  __device__ void copy_weights(int i, int stage) const {
-    constexpr auto kAll = std::uint16_t((1 << Tile::kCluster) - 1);
-    const std::uint32_t barrier = memory_.full(stage);
-    ptx::barrier_arrive_expect(barrier, Tile::kStageBytes);
-    ptx::copy_box_to(kAll, memory_.weights(stage) + first_row_ * Tile::kK, maps_.weights,
-                     i * Tile::kK, n0_ + first_row_, barrier);
-  }
-  __device__ void copy_tokens(int i, int stage) const {
-    ptx::copy_box(memory_.tokens(stage, 0), maps_.x, i * Tile::kK, t0_, memory_.full(stage));
-  }
-
-  const WaveMaps& maps_;
-  const WaveMemory<Tile>& memory_;
-  const int first_row_, n0_, t0_;
-};
-
-// A thread of the warpgroups that multiply: 64 tokens by the weight rows of the tile.
-template <class Tile>
-class WaveSums {
- public:
-  __device__ WaveSums(const WaveMemory<Tile>& memory, int group)
-      : memory_(memory), lane_(int(threadIdx.x) % 32), group_(group) {}
-
-  __device__ void add_stages(int k_tiles) {
-    int i = 0;
-    if constexpr (Tile::kParts == 2) {
-      for (; i + 1 < k_tiles; i += 2) {
-        const int stage = ring_.stage;
-        start(part_[0]);
-        const int next = ring_.stage;
-        start(part_[1]);
-        ptx::wgmma_wait<1>();
-        finish(part_[0], stage);
-        ptx::wgmma_wait<0>();
-        finish(part_[1], next);
-      }
-    } else if (group_ > 0 && k_tiles > 1) {
-      // A stage behind the first warpgroup: one adds up while the other has the tensor cores.
-      ptx::barrier_wait(memory_.full(1), 0);
-    }
-    for (; i < k_tiles; ++i) {
-      const int stage = ring_.stage;
-      start(part_[0]);
-      ptx::wgmma_wait<0>();
-      finish(part_[0], stage);
-    }
-  }
-
-  // `scales`: of the tile's weight rows, in shared memory; x_scale: of f's tokens.
-  __device__ void store(const GemmArgs& a, const Fragment& f, int n0, const float* scales,
-                        const float (&x_scale)[2]) {
-#pragma unroll
-    for (int j = 0; j < Tile::kRows / 8; ++j) {
-      const auto both = load_pack<2>(scales + 8 * j + f.column());
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        sum_[4 * j + e] = sum_[4 * j + e] * x_scale[e / 2] * both.v[e % 2];
-    }
-    store_floats<Tile::kRows>(a, f, n0, sum_);
-  }
-
- private:
-  using Product = ptx::Wgmma<__nv_fp8_e4m3, Tile::kRows>;
-
-  // The products of the next stage, when it has come.
-  __device__ void start(float (&part)[Tile::kRows / 2]) {
-    const int stage = ring_.stage;
-    ptx::barrier_wait(memory_.full(stage), ring_.parity);
-    const std::uint64_t tokens =
-        ptx::swizzled_tile(memory_.tokens(stage, group_ * Tile::kGroupTokens));
-    const std::uint64_t rows = ptx::swizzled_tile(memory_.weights(stage));
-    ptx::wgmma_fence();
-    Product::run_first(part, tokens, rows);
-#pragma unroll
-    for (int step = 1; step < Tile::kK / 32; ++step)
-      Product::run(part, tokens + 2 * step, rows + 2 * step);
-    ptx::wgmma_commit();
-    ring_.advance();
-  }
-
-  // The products of the stage are there.
-  __device__ void finish(float (&part)[Tile::kRows / 2], int stage) {
-    ptx::hold_registers(part);
-    __syncwarp();
-    // Copies of both blocks of the cluster come here next.
-    if (lane_ < Tile::kCluster) ptx::barrier_arrive(memory_.empty(stage), lane_);
-#pragma unroll
-    for (int j = 0; j < Tile::kRows / 2; ++j) sum_[j] += part[j];
-  }
-
-  const WaveMemory<Tile>& memory_;
-  const int lane_, group_;
-  StageRing<Tile::kStages> ring_;
-  float sum_[Tile::kRows / 2] = {}, part_[Tile::kParts][Tile::kRows / 2] = {};
-};
-
 // A warp of the warpgroups that multiply: `warp` of the block.
 template <class Tile>
-__device__ void multiply_wave(const GemmArgs& a, const WaveMemory<Tile>& memory, int n0, int t0,
+__device__ void multiply_wave(const GemmArgs& a, const Stages<Tile>& stages, int n0, int t0,
                               float* scales, int warp, int k_tiles) {
   const int lane = int(threadIdx.x) % 32;
   for (int i = int(threadIdx.x); i < Tile::kRows; i += Tile::kMathThreads)
@@ -213,17 +70,33 @@ __device__ void multiply_wave(const GemmArgs& a, const WaveMemory<Tile>& memory,
   const std::int64_t slot = t0 + warp * 16 + lane / 4;
   const Fragment f{lane, slot, {true, true}};
   const float x_scale[2] = {a.x_scale[slot], a.x_scale[slot + 8]};
-  WaveSums<Tile> sums(memory, warp / 4);
-  sums.add_stages(k_tiles);
-  sums.store(a, f, n0, scales, x_scale);
+  const int group = warp / 4;
+  DecodeSums<Tile> sums(stages, group);
+  int i = 0;
+  if constexpr (Tile::kParts == 2) {
+    for (; i + 1 < k_tiles; i += 2) sums.add_two_stages();
+  } else if (group > 0 && k_tiles > 1) {
+    // A stage behind the first warpgroup: one adds up while the other has the tensor cores.
+    ptx::barrier_wait(stages.full(1), 0);
+  }
+  for (; i < k_tiles; ++i) sums.add_stage();
+  float(&sum)[Tile::kRows / 2] = sums.sum();
+#pragma unroll
+  for (int j = 0; j < Tile::kRows / 8; ++j) {
+    const auto both = load_pack<2>(scales + 8 * j + f.column());
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sum[4 * j + e] = sum[4 * j + e] * x_scale[e / 2] * both.v[e % 2];
+  }
+  store_floats<Tile::kRows>(a, f, n0, sum);
 }
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
-    gemm_e4m3_wave_kernel(const GemmArgs a, const __grid_constant__ WaveMaps maps, int row_tiles) {
+    gemm_e4m3_wave_kernel(const GemmArgs a, const __grid_constant__ DecodeMaps maps,
+                          int row_tiles) {
   extern __shared__ unsigned char shared_raw[];
   const std::uint32_t raw = ptx::shared_address(shared_raw);
-  const WaveMemory<Tile> memory{(raw + 1023) & ~1023u};
+  const Stages<Tile> stages{(raw + 1023) & ~1023u};
   const int k_tiles = (a.k + Tile::kK - 1) / Tile::kK;
   const int rank = int(blockIdx.x) % Tile::kCluster, cluster = int(blockIdx.x) / Tile::kCluster;
   const int n0 = cluster % row_tiles * Tile::kRows;
@@ -233,26 +106,20 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
                      int(a.slots) - Tile::kTokens);
   // The same in all lanes, which the compiler is to know: descriptors are warp-wide.
   const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < Tile::kStages; ++s) {
-      ptx::barrier_init(memory.full(s), 1);
-      ptx::barrier_init(memory.empty(s), Tile::kMathWarps * Tile::kCluster);
-    }
-    ptx::barrier_init_fence();
-  }
+  if (threadIdx.x == 0) stages.init_barriers(1, Tile::kMathWarps * Tile::kCluster);
   ptx::cluster_sync();
   if (warp >= Tile::kMathWarps) {
     if constexpr (Tile::kShiftRegisters) ptx::fewer_registers<Tile::kCopyRegisters>();
     if (threadIdx.x == Tile::kMathThreads)
-      WaveCopies<Tile>(maps, memory, n0, t0, rank).copy(k_tiles);
+      DecodeCopies<Tile>(maps, stages, n0, t0).copy(k_tiles);
     else
       begin_kernel();
     __syncwarp();
   } else {
     if constexpr (Tile::kShiftRegisters) ptx::more_registers<Tile::kMathRegisters>();
     auto* const scales =
-        reinterpret_cast<float*>(shared_raw + (memory.shared - raw) + Tile::kScales);
-    multiply_wave<Tile>(a, memory, n0, t0, scales, warp, k_tiles);
+        reinterpret_cast<float*>(shared_raw + (stages.shared - raw) + Tile::kScales);
+    multiply_wave<Tile>(a, stages, n0, t0, scales, warp, k_tiles);
   }
   // No block ends while the other may still arrive at its barriers or copy to it.
   ptx::cluster_sync();
@@ -264,15 +131,12 @@ void start_wave(cudaStream_t stream, const GemmArgs& a) {
   const std::int64_t row_tiles = ceil_div(a.n, kRows);
   const std::int64_t clusters =
       row_tiles * ceil_div<std::int64_t>(a.slots, kTokens * Tile::kCluster);
-  const WaveMaps maps{
-      .weights = swizzled_map(a.weight.data, a.n, a.k, a.weight.stride, Tile::kPartRows),
-      .x = swizzled_map(a.x, a.slots, a.k, a.x_stride, kTokens)};
   launch(stream,
          {.blocks = clusters * Tile::kCluster,
           .threads = Tile::kThreads,
           .shared_bytes = Tile::kSharedBytes,
           .cluster = Tile::kCluster},
-         gemm_e4m3_wave_kernel<Tile>, a, maps, int(row_tiles));
+         gemm_e4m3_wave_kernel<Tile>, a, decode_maps<Tile>(a), int(row_tiles));
 }
 
 template <int kRows>

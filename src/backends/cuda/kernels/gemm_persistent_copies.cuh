@@ -2,10 +2,11 @@
 // copies: its tiles, their order, their stages in shared memory, and the threads that fill them.
 #pragma once
 
-#include "backends/cuda/kernels/gemm_tma_tile.cuh"
+#include "backends/cuda/kernels/gemm_stages.cuh"
 #include "backends/cuda/ptx/cp_async.cuh"
 #include "backends/cuda/ptx/mbarrier.cuh"
 #include "backends/cuda/ptx/tma.cuh"
+#include "quant/e4m3.h"
 
 namespace ostro::cuda {
 

@@ -108,14 +108,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const int warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   const int k_tiles = (a.k + Tile::kK - 1) / Tile::kK;
 
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < Tile::kStages; ++s) {
-      ptx::barrier_init(stages.full(s), 1);
-      // Each warp of each block of the cluster arrives once in a phase.
-      ptx::barrier_init(stages.empty(s), 4 * Tile::kGroups * Tile::kCluster);
-    }
-    ptx::barrier_init_fence();
-  }
+  // Each warp of each block of the cluster arrives once in a phase.
+  if (threadIdx.x == 0) stages.init_barriers(1, 4 * Tile::kGroups * Tile::kCluster);
   ptx::cluster_sync();
   begin_kernel();
 

@@ -40,7 +40,8 @@ template <class Tile>
 __device__ inline void sum_stages_16(MathWarp<Tile>& m, int k_tiles, float (&sum)[128]) {
   int last = 0;
   for (int i = 0; i < k_tiles; ++i) {
-    const std::uint64_t tokens = ptx::swizzled_tile(m.stages.tokens(m.ring.stage, m.group));
+    const std::uint64_t tokens =
+        ptx::swizzled_tile(m.stages.tokens(m.ring.stage, m.group * Tile::kPartTokens));
     const std::uint64_t rows = ptx::swizzled_tile(m.stages.weights(m.ring.stage));
     m.wait();
     ptx::wgmma_fence();
@@ -93,7 +94,8 @@ class E4m3Sums {
   }
 
   __device__ void start(int stage, int half) {
-    const std::uint64_t tokens = ptx::swizzled_tile(m_.stages.tokens(stage, m_.group));
+    const std::uint64_t tokens =
+        ptx::swizzled_tile(m_.stages.tokens(stage, m_.group * Tile::kPartTokens));
     const std::uint64_t rows =
         ptx::swizzled_tile(m_.stages.weights(stage) + half * kRows * Tile::kRowBytes);
     ptx::wgmma_fence();

@@ -1,11 +1,8 @@
-// What the GEMM of prompts (gemm_tma.cuh) copies: its tiles, their order, their stages in shared
-// memory, and the thread that fills them.
+// What the GEMM of prompts (gemm_tma.cuh) copies: its tiles, their order, and the thread that fills
+// their stages.
 #pragma once
 
-#include "backends/cuda/kernels/gemm.cuh"
-#include "backends/cuda/kernels/tensor_map.h"
-#include "backends/cuda/ptx/cp_async.cuh"
-#include "backends/cuda/ptx/mbarrier.cuh"
+#include "backends/cuda/kernels/gemm_stages.cuh"
 #include "backends/cuda/ptx/tma.cuh"
 #include "quant/e4m3.h"
 
@@ -46,7 +43,7 @@ struct TmaTile {
   static_assert(kLag < kStages);
   // Behind stages and barriers: a scale for each weight row, for each warpgroup.
   static constexpr int kScaleBytes = kGroups * kRows * int(sizeof(float));
-  static constexpr int kScales = kStages * (kStageBytes + 16);
+  static constexpr int kBarriers = kStages * kStageBytes, kScales = kBarriers + kStages * 16;
   static constexpr int kSharedBytes = kScales + kScaleBytes + 1024;
   static_assert(kSharedBytes <= 227 << 10);
   // The multiplying warpgroups, and one of which a thread copies.
@@ -61,47 +58,6 @@ struct TmaTile {
   static __device__ int first_token(int group, const TileTask& task) {
     const int block = task.apart ? 0 : int(blockIdx.x) % kCluster;
     return (group * kCluster + block) * kPartTokens;
-  }
-};
-
-// The weights of up to so many experts, as launch parameters.
-struct TmaWeights {
-  struct Matrix {
-    CUtensorMap rows;
-    const float* scale;
-  };
-  Matrix weight[kMostTmaExperts], up[kMostTmaExperts];
-};
-static_assert(sizeof(TmaWeights) < 16000);
-
-// Those of a product, in boxes of Tile::kHalfRows rows. Throws InternalError beyond
-// kMostTmaExperts.
-template <class Tile>
-TmaWeights tma_weights(const GemmArgs& a, const HostWeights& host) {
-  OSTRO_CHECK(host.weight.size() <= kMostTmaExperts, host.weight.size(), " experts");
-  constexpr std::int64_t kSize = sizeof(typename Tile::Element);
-  const auto matrix = [&](const WeightRef& w) {
-    return TmaWeights::Matrix{
-        swizzled_map(w.data, a.n, a.k * kSize, w.stride * kSize, Tile::kHalfRows), w.scale};
-  };
-  TmaWeights weights{};
-  for (std::size_t e = 0; e < host.weight.size(); ++e) {
-    weights.weight[e] = matrix(host.weight[e]);
-    if (Tile::kSwiglu) weights.up[e] = matrix(host.up[e]);
-  }
-  return weights;
-}
-
-// The stage that comes next, and the parity of its barriers' phase.
-template <int kStages>
-struct StageRing {
-  int stage = 0;
-  std::uint32_t parity = 0;
-  __device__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
   }
 };
 
@@ -153,21 +109,6 @@ struct TileWalk {
   __device__ int tasks_of(int rows) const { return rows * large + (rows + 1) / 2 * small; }
 };
 
-// The stages and their barriers in shared memory.
-template <class Tile>
-struct Stages {
-  std::uint32_t shared;  // of the first; a multiple of 1024
-
-  __device__ std::uint32_t weights(int stage) const { return shared + stage * Tile::kStageBytes; }
-  __device__ std::uint32_t tokens(int stage, int group) const {
-    return weights(stage) + Tile::kWeightBytes + group * Tile::kPartBytes;
-  }
-  __device__ std::uint32_t full(int stage) const {
-    return shared + Tile::kStages * Tile::kStageBytes + 8 * stage;
-  }
-  __device__ std::uint32_t empty(int stage) const { return full(Tile::kStages + stage); }
-};
-
 // One thread: all that this block's share of the cluster's tiles needs.
 template <class Tile>
 __device__ void copy_tiles(const GemmArgs& a, const CUtensorMap& x, const TmaWeights& weights,
@@ -202,7 +143,7 @@ __device__ void copy_tiles(const GemmArgs& a, const CUtensorMap& x, const TmaWei
                          rank == 0 ? low_row : high_row, barrier);
       }
       for (int part = 0; part < parts; ++part)
-        ptx::copy_box(stages.tokens(ring.stage, part), x, column,
+        ptx::copy_box(stages.tokens(ring.stage, part * Tile::kPartTokens), x, column,
                       tile.first + Tile::first_token(part, task), barrier);
       ring.advance();
     }
