@@ -50,9 +50,9 @@ class PersistentSums {
 
   __device__ void multiply(int k_tiles) {
     PersistentWalk<Tile> walk(a_);
-    int row_tile;
-    TokenTile tile;
-    while (walk.take(a_, row_tile, tile)) {
+    while (walk.take(a_)) {
+      const int row_tile = walk.row_tile;
+      const TokenTile tile = walk.tile;
       Sums sum;
       if constexpr (Tile::kE4m3) {
         float weight_scale[kHalves][2];
@@ -308,17 +308,12 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
                            const __grid_constant__ TmaWeights weights) {
   extern __shared__ unsigned char shared_raw[];
   const std::uint32_t raw = ptx::shared_address(shared_raw), shared = (raw + 1023) & ~1023u;
-  const PersistentMemory<Tile> memory{shared_raw + (shared - raw), shared};
+  const PersistentMemory<Tile> memory{{shared}, shared_raw + (shared - raw)};
   const int k_tiles = (a.k + Tile::kK - 1) / Tile::kK;
   const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < Tile::kStages; ++s) {
-      // Of weights, once for their bytes, of boxes likewise, and of each warp that copies tokens.
-      ptx::barrier_init(memory.full(s), 1 + Tile::kBoxes + Tile::kTokenWarps);
-      ptx::barrier_init(memory.empty(s), Tile::kMathWarps);
-    }
-    ptx::barrier_init_fence();
-  }
+  // Of weights, once for their bytes, of boxes likewise, and of each warp that copies tokens.
+  constexpr int kWriters = 1 + Tile::kBoxes + Tile::kTokenWarps;
+  if (threadIdx.x == 0) memory.init_barriers(kWriters, Tile::kMathWarps);
   __syncthreads();
   if (warp < Tile::kMathWarps) {
     if constexpr (Tile::kSharesRegisters) ptx::more_registers<Tile::kMathRegisters>();

@@ -58,14 +58,11 @@ struct PersistentTile {
 
 // What a block has in shared memory, from a multiple of 1024 bytes on.
 template <class Tile>
-struct PersistentMemory {
+struct PersistentMemory : Stages<Tile> {
   unsigned char* data;
-  std::uint32_t shared;  // its address
 
-  __device__ std::uint32_t weights(int stage) const { return shared + stage * Tile::kStageBytes; }
-  __device__ std::uint32_t tokens(int stage) const { return weights(stage) + Tile::kWeightBytes; }
   __device__ std::uint32_t scale(int stage, int token) const {
-    return shared + Tile::kScales + (stage * Tile::kTokens + token) * 4;
+    return this->shared + Tile::kScales + (stage * Tile::kTokens + token) * 4;
   }
   __device__ const float* scales(int stage) const {
     return reinterpret_cast<const float*>(data + Tile::kScales) + stage * Tile::kTokens;
@@ -75,22 +72,21 @@ struct PersistentMemory {
   __device__ float* sums(int token) const {
     return reinterpret_cast<float*>(data + Tile::kSums) + token * Tile::kSumStride;
   }
-  __device__ std::uint32_t full(int stage) const { return shared + Tile::kBarriers + 16 * stage; }
-  __device__ std::uint32_t empty(int stage) const { return full(stage) + 8; }
 };
 
 // The tiles of a block. The list is read from L2: it may be newer than what an earlier kernel has
 // left in L1.
 template <class Tile>
 struct PersistentWalk {
-  int row_tiles, token_tiles, next;
+  int row_tiles, token_tiles, next, row_tile;
+  TokenTile tile;
 
   __device__ explicit PersistentWalk(const GemmArgs& a)
       : row_tiles((a.n + Tile::kOutputs - 1) / Tile::kOutputs),
         token_tiles(__ldcg(a.tile_count)),
         next(int(blockIdx.x)) {}
   // False if there is none left.
-  __device__ bool take(const GemmArgs& a, int& row_tile, TokenTile& tile) {
+  __device__ bool take(const GemmArgs& a) {
     if (next >= row_tiles * token_tiles) return false;
     const BlockTile at(row_tiles, token_tiles, next);
     next += int(gridDim.x);
@@ -107,12 +103,10 @@ __device__ void copy_weights(const GemmArgs& a, const TmaWeights& weights,
                              const PersistentMemory<Tile>& memory, int k_tiles) {
   PersistentWalk<Tile> walk(a);
   StageRing<Tile::kStages> ring;
-  int row_tile;
-  TokenTile tile;
-  while (walk.take(a, row_tile, tile)) {
-    const CUtensorMap& first = weights.weight[tile.expert].rows;
-    const CUtensorMap& second = Tile::kSwiglu ? weights.up[tile.expert].rows : first;
-    const int row = row_tile * Tile::kOutputs;
+  while (walk.take(a)) {
+    const CUtensorMap& first = weights.weight[walk.tile.expert].rows;
+    const CUtensorMap& second = Tile::kSwiglu ? weights.up[walk.tile.expert].rows : first;
+    const int row = walk.row_tile * Tile::kOutputs;
     const int second_row = row + (Tile::kSwiglu ? 0 : Tile::kHalfRows);
     for (int i = 0; i < k_tiles; ++i) {
       const std::uint32_t to = memory.weights(ring.stage), barrier = memory.full(ring.stage);
@@ -132,17 +126,15 @@ __device__ void copy_boxes(const GemmArgs& a, const CUtensorMap& x,
                            const PersistentMemory<Tile>& memory, int k_tiles) {
   PersistentWalk<Tile> walk(a);
   StageRing<Tile::kStages> ring;
-  int row_tile;
-  TokenTile tile;
-  while (walk.take(a, row_tile, tile)) {
-    const int boxes = (tile.count + Tile::kBoxTokens - 1) / Tile::kBoxTokens;
+  while (walk.take(a)) {
+    const int boxes = (walk.tile.count + Tile::kBoxTokens - 1) / Tile::kBoxTokens;
     for (int i = 0; i < k_tiles; ++i) {
       const std::uint32_t to = memory.tokens(ring.stage), barrier = memory.full(ring.stage);
       ptx::barrier_wait(memory.empty(ring.stage), ring.parity ^ 1);
       ptx::barrier_arrive_expect(barrier, boxes * Tile::kBoxBytes);
       for (int b = 0; b < boxes; ++b)
         ptx::copy_box(to + b * Tile::kBoxBytes, x, i * Tile::kRowBytes,
-                      tile.first + b * Tile::kBoxTokens, barrier);
+                      walk.tile.first + b * Tile::kBoxTokens, barrier);
       ring.advance();
     }
   }
@@ -158,10 +150,8 @@ class TokenCopies {
 
   __device__ void copy(int k_tiles) {
     PersistentWalk<Tile> walk(a_);
-    int row_tile;
-    TokenTile tile;
-    while (walk.take(a_, row_tile, tile)) {
-      find_rows(tile);
+    while (walk.take(a_)) {
+      find_rows(walk.tile);
       for (int i = 0; i < k_tiles; ++i) copy_stage(i);
     }
     ptx::copy_wait<0>();

@@ -28,10 +28,11 @@
 
 namespace ostro::cuda {
 
-template <class X_, int kBits_, int kTokens_, int kStages_, bool kSwiglu_, bool kSplit_ = false>
+template <class X_, int kBits_, int kTokens_, bool kSwiglu_, bool kSplit_ = false>
 struct PersistentIntegerTile {
   using X = X_;
-  static constexpr int kBits = kBits_, kTokens = kTokens_, kStages = kStages_;
+  using Element = std::uint8_t;  // of weights: one of int8, two of int4
+  static constexpr int kBits = kBits_, kTokens = kTokens_;
   static constexpr bool kSwiglu = kSwiglu_, kSplit = kSplit_, kInt4 = kBits == 4;
   static_assert(!kSplit || !kSwiglu);
   static constexpr int kGroups = 4;  // of warps that multiply
@@ -47,9 +48,11 @@ struct PersistentIntegerTile {
   static constexpr int kTokenBytes = kTokenBlocks * kTokenBlockBytes;
   static_assert(kTokenBlockBytes % 1024 == 0, "a swizzled tile starts at 1024 bytes");
   static constexpr int kStageBytes = kWeightBytes + kTokenBytes;
-  // Behind the stages: the sums that go from one warpgroup to the next; barriers.
-  static constexpr int kRelay = kStages * kStageBytes;
-  static constexpr int kBarriers = kRelay + (kSplit ? 64 * kTokens * 4 : 0);
+  // Behind the stages, of which there are as many as fit: the sums that go from one warpgroup to
+  // the next; barriers.
+  static constexpr int kRelayBytes = kSplit ? 64 * kTokens * 4 : 0;
+  static constexpr int kStages = ((227 - 2) * 1024 - kRelayBytes) / kStageBytes;
+  static constexpr int kRelay = kStages * kStageBytes, kBarriers = kRelay + kRelayBytes;
   static constexpr int kSharedBytes = kBarriers + kStages * 16 + 1024;
   static_assert(kSharedBytes <= 227 << 10);
   static constexpr int kMathThreads = 128 * kGroups, kThreads = kMathThreads + 128;
@@ -76,10 +79,8 @@ class IntegerTokenCopies {
 
   __device__ void copy(int stages) {
     PersistentWalk<Tile> walk(a_);
-    int row_tile;
-    TokenTile tile;
-    while (walk.take(a_, row_tile, tile)) {
-      find_rows(tile);
+    while (walk.take(a_)) {
+      find_rows(walk.tile);
       for (int i = 0; i < stages; ++i) copy_stage(i);
     }
     ptx::copy_wait<0>();
@@ -171,7 +172,9 @@ class PersistentIntegerSums {
 
   __device__ void multiply() {
     PersistentWalk<Tile> walk(a_);
-    while (walk.take(a_, row_tile_, tile_)) {
+    while (walk.take(a_)) {
+      row_tile_ = walk.row_tile;
+      tile_ = walk.tile;
       find_rows();
       more_ = walk.next < walk.row_tiles * walk.token_tiles;
       if constexpr (Tile::kTokens == 8)
@@ -379,17 +382,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
                                    const __grid_constant__ TmaWeights weights) {
   extern __shared__ unsigned char shared_raw[];
   const std::uint32_t raw = ptx::shared_address(shared_raw), shared = (raw + 1023) & ~1023u;
-  const PersistentMemory<Tile> memory{shared_raw + (shared - raw), shared};
+  const PersistentMemory<Tile> memory{{shared}, shared_raw + (shared - raw)};
   const int stages = (a.k + Tile::kK - 1) / Tile::kK;
   const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < Tile::kStages; ++s) {
-      // Of weights, once for their bytes, and of each warp that copies tokens.
-      ptx::barrier_init(memory.full(s), 1 + Tile::kTokenWarps);
-      ptx::barrier_init(memory.empty(s), Tile::kReaders);
-    }
-    ptx::barrier_init_fence();
-  }
+  // Of weights, once for their bytes, and of each warp that copies tokens.
+  if (threadIdx.x == 0) memory.init_barriers(1 + Tile::kTokenWarps, Tile::kReaders);
   __syncthreads();
   if (warp < Tile::kMathThreads / 32) {
     ptx::more_registers<Tile::kMathRegisters>();
@@ -414,55 +411,33 @@ void start_gemm_persistent_integer(cudaStream_t stream, const Gemm& g, const Hos
                                    int processors) {
   OSTRO_CHECK(g.token_tile == Tile::kTokens, "tiles of ", g.token_tile, " tokens, not ",
               Tile::kTokens);
-  OSTRO_CHECK(host.weight.size() <= kMostTmaExperts, host.weight.size(), " experts");
   const GemmArgs& a = g.args;
-  const auto matrix = [&](const WeightRef& w) {
-    return TmaWeights::Matrix{
-        swizzled_map(w.data, a.n, std::int64_t(a.k) * Tile::kBits / 8, w.stride, Tile::kHalfRows),
-        w.scale};
-  };
-  TmaWeights weights{};
-  for (std::size_t e = 0; e < host.weight.size(); ++e) {
-    weights.weight[e] = matrix(host.weight[e]);
-    if (Tile::kSwiglu) weights.up[e] = matrix(host.up[e]);
-  }
   const std::int64_t row_tiles = ceil_div<std::int64_t>(a.n, Tile::kOutputs);
   launch(stream,
          {.blocks = std::min<std::int64_t>(processors, row_tiles * a.max_tiles),
           .threads = Tile::kThreads,
           .shared_bytes = Tile::kSharedBytes},
-         gemm_persistent_integer_kernel<Tile>, a, g.listed, weights);
-}
-
-// As many stages as fit.
-template <class X, int kBits, int kTokens, bool kSwiglu, bool kSplit = false>
-void start_gemm_persistent_integer_shape(cudaStream_t stream, const Gemm& g, const HostWeights& w,
-                                         int processors) {
-  constexpr int kStageBytes = (kSplit ? 8 : 32) * 1024 + kTokens * (kBits == 4 ? 512 : 256);
-  constexpr int kStages = ((227 - 2) * 1024 - (kSplit ? 256 * kTokens : 0)) / kStageBytes;
-  start_gemm_persistent_integer<PersistentIntegerTile<X, kBits, kTokens, kStages, kSwiglu, kSplit>>(
-      stream, g, w, processors);
+         gemm_persistent_integer_kernel<Tile>, a, g.listed, tma_weights<Tile>(a, host));
 }
 
 template <class X, int kBits, bool kSwiglu>
 void start_gemm_persistent_integer_tile(cudaStream_t stream, const Gemm& g, const HostWeights& w,
                                         int processors) {
-  const auto start = [&]<int kTokens>(std::integral_constant<int, kTokens>) {
-    start_gemm_persistent_integer_shape<X, kBits, kTokens, kSwiglu>(stream, g, w, processors);
+  const auto start = [&]<int kTokens, bool kSplit = false>() {
+    start_gemm_persistent_integer<PersistentIntegerTile<X, kBits, kTokens, kSwiglu, kSplit>>(
+        stream, g, w, processors);
   };
   switch (g.token_tile) {
     case 8:
       if constexpr (!kSwiglu)
-        if (few_wide_tiles(g, w, processors))
-          return start_gemm_persistent_integer_shape<X, kBits, 8, false, true>(stream, g, w,
-                                                                               processors);
-      return start(std::integral_constant<int, 8>{});
+        if (few_wide_tiles(g, w, processors)) return start.template operator()<8, true>();
+      return start.template operator()<8>();
     case 16:
-      return start(std::integral_constant<int, 16>{});
+      return start.template operator()<16>();
     case 32:
-      return start(std::integral_constant<int, 32>{});
+      return start.template operator()<32>();
     case 64:
-      return start(std::integral_constant<int, 64>{});
+      return start.template operator()<64>();
   }
   OSTRO_CHECK(false, "no kernel for tiles of ", g.token_tile, " tokens");
 }

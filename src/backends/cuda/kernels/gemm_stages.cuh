@@ -24,10 +24,11 @@ static_assert(sizeof(TmaWeights) < 16000);
 template <class Tile>
 TmaWeights tma_weights(const GemmArgs& a, const HostWeights& host) {
   OSTRO_CHECK(host.weight.size() <= kMostTmaExperts, host.weight.size(), " experts");
+  const std::int64_t row_bytes = std::int64_t(a.k) * Tile::kRowBytes / Tile::kK;
   constexpr std::int64_t kSize = sizeof(typename Tile::Element);
   const auto matrix = [&](const WeightRef& w) {
     return TmaWeights::Matrix{
-        swizzled_map(w.data, a.n, a.k * kSize, w.stride * kSize, Tile::kHalfRows), w.scale};
+        swizzled_map(w.data, a.n, row_bytes, w.stride * kSize, Tile::kHalfRows), w.scale};
   };
   TmaWeights weights{};
   for (std::size_t e = 0; e < host.weight.size(); ++e) {
