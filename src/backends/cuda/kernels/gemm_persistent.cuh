@@ -39,16 +39,17 @@ template <class Tile>
 class PersistentSums {
  public:
   __device__ PersistentSums(const GemmArgs& a, const TmaWeights& weights,
-                            const PersistentMemory<Tile>& memory)
+                            const PersistentMemory<Tile>& memory, int k_tiles)
       : a_(a),
         weights_(weights),
         memory_(memory),
         lane_(int(threadIdx.x) % 32),
         warp_(int(threadIdx.x) / 32),
         // The same in all lanes, which the compiler is to know: descriptors are warp-wide.
-        group_(__shfl_sync(~0u, int(threadIdx.x) / 128, 0)) {}
+        group_(__shfl_sync(~0u, int(threadIdx.x) / 128, 0)),
+        k_tiles_(k_tiles) {}
 
-  __device__ void multiply(int k_tiles) {
+  __device__ void multiply() {
     PersistentWalk<Tile> walk(a_);
     while (walk.take(a_)) {
       const int row_tile = walk.row_tile;
@@ -58,11 +59,11 @@ class PersistentSums {
         float weight_scale[kHalves][2];
         load_weight_scales(row_tile * Tile::kOutputs, tile.expert, weight_scale);
         const float token_scale = load_token_scale(tile);
-        add_e4m3_stages(k_tiles, tile.count, sum);
+        add_e4m3_stages(k_tiles_, tile.count, sum);
         scale_sums(weight_scale, token_scale, sum);
       } else {
         set_zero<0, kN>(sum);
-        for (int i = 0; i < k_tiles; ++i) add_stage(sum);
+        for (int i = 0; i < k_tiles_; ++i) add_stage(sum);
       }
       if constexpr (Tile::kSwiglu)
         store_hidden(row_tile, tile, sum);
@@ -295,17 +296,18 @@ class PersistentSums {
   const GemmArgs& a_;
   const TmaWeights& weights_;
   const PersistentMemory<Tile>& memory_;
-  const int lane_, warp_, group_;
+  const int lane_, warp_, group_, k_tiles_;
   StageRing<Tile::kStages> ring_;
 };
 
-// listed: the tiles were listed by a kernel before the predecessor, which has ended. x: the tokens,
-// if they come in boxes.
-template <class Tile>
+// By Sums in the warpgroups that multiply and by Copies in the warps that copy tokens. listed: the
+// tiles were listed by a kernel before the predecessor, which has ended. x: the tokens, if they
+// come in boxes.
+template <class Tile, class Sums, class Copies>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     gemm_persistent_kernel(const GemmArgs a, const bool listed,
-                           const __grid_constant__ CUtensorMap x,
-                           const __grid_constant__ TmaWeights weights) {
+                           const __grid_constant__ TmaWeights weights,
+                           const __grid_constant__ CUtensorMap x) {
   extern __shared__ unsigned char shared_raw[];
   const std::uint32_t raw = ptx::shared_address(shared_raw), shared = (raw + 1023) & ~1023u;
   const PersistentMemory<Tile> memory{{shared}, shared_raw + (shared - raw)};
@@ -313,30 +315,32 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);
   // Of weights, once for their bytes, of boxes likewise, and of each warp that copies tokens.
   constexpr int kWriters = 1 + Tile::kBoxes + Tile::kTokenWarps;
-  if (threadIdx.x == 0) memory.init_barriers(kWriters, Tile::kMathWarps);
+  if (threadIdx.x == 0) memory.init_barriers(kWriters, Tile::kReaders);
   __syncthreads();
   if (warp < Tile::kMathWarps) {
     if constexpr (Tile::kSharesRegisters) ptx::more_registers<Tile::kMathRegisters>();
     begin_kernel();
-    PersistentSums<Tile>(a, weights, memory).multiply(k_tiles);
+    Sums(a, weights, memory, k_tiles).multiply();
     return;
   }
   if constexpr (Tile::kSharesRegisters) ptx::fewer_registers<Tile::kCopyRegisters>();
   const int copy_warp = warp - Tile::kMathWarps;
   if (copy_warp < Tile::kTokenWarps) {
     begin_kernel();
-    TokenCopies<Tile>(a, memory, int(threadIdx.x) - Tile::kMathThreads).copy(k_tiles);
+    copy_tokens<Tile, Copies>(a, memory, k_tiles);
   } else if (copy_warp == Tile::kTokenWarps && threadIdx.x % 32 == 0) {
     // Weights do not change: the first of them come while the predecessor ends.
     if (!listed) begin_kernel();
     copy_weights(a, weights, memory, k_tiles);
-  } else if (Tile::kBoxes && copy_warp == 3 && threadIdx.x % 32 == 0) {
-    begin_kernel();
-    copy_boxes(a, x, memory, k_tiles);
+  } else if constexpr (Tile::kBoxes) {
+    if (copy_warp == 3 && threadIdx.x % 32 == 0) {
+      begin_kernel();
+      copy_boxes(a, x, memory, k_tiles);
+    }
   }
 }
 
-template <class Tile>
+template <class Tile, class Sums = PersistentSums<Tile>, class Copies = TokenCopies<Tile>>
 void start_gemm_persistent(cudaStream_t stream, const Gemm& g, const HostWeights& host,
                            int processors) {
   OSTRO_CHECK(g.token_tile == Tile::kTokens, "tiles of ", g.token_tile, " tokens, not ",
@@ -352,7 +356,7 @@ void start_gemm_persistent(cudaStream_t stream, const Gemm& g, const HostWeights
          {.blocks = std::min<std::int64_t>(processors, row_tiles * a.max_tiles),
           .threads = Tile::kThreads,
           .shared_bytes = Tile::kSharedBytes},
-         gemm_persistent_kernel<Tile>, a, g.listed, x, tma_weights<Tile>(a, host));
+         gemm_persistent_kernel<Tile, Sums, Copies>, a, g.listed, tma_weights<Tile>(a, host), x);
 }
 
 // Few rows are in use: tiles of 256 weight rows, without an activation, leave processors idle.

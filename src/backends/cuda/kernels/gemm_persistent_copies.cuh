@@ -45,6 +45,7 @@ struct PersistentTile {
   // The warpgroups that multiply, and one that copies: a thread weights, two warps tokens; or a
   // thread their boxes, and a warp their scales if each stage has some.
   static constexpr int kMathThreads = 128 * kGroups, kMathWarps = kMathThreads / 32;
+  static constexpr int kReaders = kMathWarps;  // warps that read a stage
   static constexpr int kThreads = kMathThreads + 128;
   static constexpr int kTokenWarps = kBoxes ? kGroupScales : 2, kTokenThreads = 32 * kTokenWarps;
   static constexpr int kTokenRowStep = 8;
@@ -140,37 +141,49 @@ __device__ void copy_boxes(const GemmArgs& a, const CUtensorMap& x,
   }
 }
 
-// The warps that copy tokens, if they do not come in boxes, and their scales; `thread` counts from
-// the first of them.
+// A thread of the warps that copy tokens, by its Copies of a tile and a stage. Those of
+// Copies::kLag stages go on while the next are started.
+template <class Tile, class Copies>
+__device__ void copy_tokens(const GemmArgs& a, const PersistentMemory<Tile>& memory, int k_tiles) {
+  const int thread = int(threadIdx.x) - Tile::kMathThreads;
+  Copies copies(a, memory, thread);
+  StageRing<Tile::kStages> ring, oldest;
+  int under_way = 0;
+  // This warp's part of the oldest stage under way is there.
+  const auto announce = [&] {
+    ptx::fence_async_proxy();
+    __syncwarp();
+    if (thread % 32 == 0) ptx::barrier_arrive(memory.full(oldest.stage));
+    oldest.advance();
+  };
+  PersistentWalk<Tile> walk(a);
+  while (walk.take(a)) {
+    copies.find_rows(walk.tile);
+    for (int i = 0; i < k_tiles; ++i) {
+      ptx::barrier_wait(memory.empty(ring.stage), ring.parity ^ 1);
+      copies.copy_stage(i, ring.stage);
+      ptx::copy_commit();
+      ring.advance();
+      if (++under_way > Copies::kLag) {
+        ptx::copy_wait<Copies::kLag>();
+        announce();
+        --under_way;
+      }
+    }
+  }
+  ptx::copy_wait<0>();
+  for (; under_way > 0; --under_way) announce();
+}
+
+// What such a thread does of tokens, if they do not come in boxes, and their scales; it counts from
+// the first.
 template <class Tile>
 class TokenCopies {
  public:
+  static constexpr int kLag = Tile::kStages - 2;
+
   __device__ TokenCopies(const GemmArgs& a, const PersistentMemory<Tile>& memory, int thread)
       : a_(a), memory_(memory), thread_(thread), chunk_(thread % 8), row0_(thread / 8) {}
-
-  __device__ void copy(int k_tiles) {
-    PersistentWalk<Tile> walk(a_);
-    while (walk.take(a_)) {
-      find_rows(walk.tile);
-      for (int i = 0; i < k_tiles; ++i) copy_stage(i);
-    }
-    ptx::copy_wait<0>();
-    for (; under_way_ > 0; --under_way_) announce();
-  }
-
- private:
-  // The copies of so many stages go on while the next are started.
-  static constexpr int kLag = Tile::kStages - 2;
-  static constexpr int kLoads = Tile::kBoxes ? 0 : Tile::kTokens / Tile::kTokenRowStep;
-  static constexpr int kScales =
-      Tile::kGroupScales ? ceil_div<int>(Tile::kTokens, Tile::kTokenThreads) : 0;
-  static constexpr int kSize = sizeof(typename Tile::Element);
-
-  // -1: there is none.
-  __device__ std::int32_t row_of(const TokenTile& tile, int i) const {
-    if (i >= tile.count) return -1;
-    return a_.rows ? a_.rows[tile.first + i] : tile.first + i;
-  }
 
   __device__ void find_rows(const TokenTile& tile) {
 #pragma unroll
@@ -180,9 +193,7 @@ class TokenCopies {
       scale_row_[j] = row_of(tile, thread_ + j * Tile::kTokenThreads);
   }
 
-  __device__ void copy_stage(int i) {
-    const int stage = ring_.stage;
-    ptx::barrier_wait(memory_.empty(stage), ring_.parity ^ 1);
+  __device__ void copy_stage(int i, int stage) const {
     const int column = i * Tile::kRowBytes + chunk_ * 16;
     const int bytes = max(0, min(16, a_.k * kSize - column));
     const std::uint8_t* const from =
@@ -202,28 +213,23 @@ class TokenCopies {
         ptx::copy4(memory_.scale(stage, token),
                    a_.x_scale + (there ? i * a_.x_scale_stride + scale_row_[j] : 0), there ? 4 : 0);
     }
-    ptx::copy_commit();
-    ring_.advance();
-    if (++under_way_ > kLag) {
-      ptx::copy_wait<kLag>();
-      announce();
-      --under_way_;
-    }
   }
 
-  // This warp's part of the oldest stage under way is there.
-  __device__ void announce() {
-    ptx::fence_async_proxy();
-    __syncwarp();
-    if (thread_ % 32 == 0) ptx::barrier_arrive(memory_.full(oldest_.stage));
-    oldest_.advance();
+ private:
+  static constexpr int kLoads = Tile::kBoxes ? 0 : Tile::kTokens / Tile::kTokenRowStep;
+  static constexpr int kScales =
+      Tile::kGroupScales ? ceil_div<int>(Tile::kTokens, Tile::kTokenThreads) : 0;
+  static constexpr int kSize = sizeof(typename Tile::Element);
+
+  // -1: there is none.
+  __device__ std::int32_t row_of(const TokenTile& tile, int i) const {
+    if (i >= tile.count) return -1;
+    return a_.rows ? a_.rows[tile.first + i] : tile.first + i;
   }
 
   const GemmArgs& a_;
   const PersistentMemory<Tile>& memory_;
   const int thread_, chunk_, row0_;
-  StageRing<Tile::kStages> ring_, oldest_;
-  int under_way_ = 0;
   std::int32_t row_[kLoads > 0 ? kLoads : 1], scale_row_[kScales > 0 ? kScales : 1];
 };
 

@@ -1,5 +1,6 @@
-// The GEMM of experts of int4 and int8 weights in steps of up to 256 tokens: a kernel that
-// gemm_persistent_int4.cu and gemm_persistent_int8.cu instantiate.
+// The GEMM of experts of int4 and int8 weights in steps of up to 256 tokens: what the kernel of
+// gemm_persistent.cuh has for them, which gemm_persistent_int4.cu and gemm_persistent_int8.cu
+// instantiate.
 //
 // Roles:    as in gemm_integer.cuh: weights are the rows (M) of the product, widened in registers,
 //           tokens its columns (N).
@@ -55,43 +56,31 @@ struct PersistentIntegerTile {
   static constexpr int kRelay = kStages * kStageBytes, kBarriers = kRelay + kRelayBytes;
   static constexpr int kSharedBytes = kBarriers + kStages * 16 + 1024;
   static_assert(kSharedBytes <= 227 << 10);
-  static constexpr int kMathThreads = 128 * kGroups, kThreads = kMathThreads + 128;
+  static constexpr int kMathThreads = 128 * kGroups, kMathWarps = kMathThreads / 32;
+  static constexpr int kThreads = kMathThreads + 128;
   static constexpr int kReaders = kSplit ? 4 : 4 * kGroups;  // warps that read a stage
   static constexpr int kTokenWarps = 2, kTokenRowStep = 8;
+  static constexpr bool kBoxes = false, kSharesRegisters = true;
   static constexpr int kMathRegisters = 112, kCopyRegisters = 32;
   // A block owns what its threads have at the launch: asked for more, setmaxnreg waits for ever.
   static_assert(128 * (kGroups * kMathRegisters + kCopyRegisters) <=
                 kThreads * (65536 / kThreads / 8 * 8));
 };
 
-// A thread of the warps that copy tokens; `thread` counts from the first of them. It has 16 bytes
-// of every 128 of some rows: of few instructions, since a block waits for these two warps.
+// What a thread of the warps that copy tokens does; it counts from the first of them. It has 16
+// bytes of every 128 of some rows: of few instructions, since a block waits for these two warps.
 template <class Tile>
 class IntegerTokenCopies {
  public:
+  // No more than L2 needs to answer, for only then a stage is announced.
+  static constexpr int kLag = Tile::kStages < 6 ? Tile::kStages - 2 : 4;
+
   __device__ IntegerTokenCopies(const GemmArgs& a, const PersistentMemory<Tile>& memory, int thread)
       : a_(a),
         memory_(memory),
-        lane_(thread % 32),
         chunk_(thread % 8),
         row_(thread / 8),
         to_(row_ * 128 + ((chunk_ ^ row_) << 4)) {}
-
-  __device__ void copy(int stages) {
-    PersistentWalk<Tile> walk(a_);
-    while (walk.take(a_)) {
-      find_rows(walk.tile);
-      for (int i = 0; i < stages; ++i) copy_stage(i);
-    }
-    ptx::copy_wait<0>();
-    for (; under_way_ > 0; --under_way_) announce();
-  }
-
- private:
-  // The copies of so many stages go on while the next are started: no more than L2 needs to answer,
-  // for only then a stage is announced.
-  static constexpr int kLag = Tile::kStages < 6 ? Tile::kStages - 2 : 4;
-  static constexpr int kLoads = Tile::kTokens / Tile::kTokenRowStep;
 
   __device__ void find_rows(const TokenTile& tile) {
     count_ = tile.count;
@@ -103,9 +92,7 @@ class IntegerTokenCopies {
     }
   }
 
-  __device__ void copy_stage(int i) {
-    const int stage = ring_.stage;
-    ptx::barrier_wait(memory_.empty(stage), ring_.parity ^ 1);
+  __device__ void copy_stage(int i, int stage) {
     const std::uint32_t to = memory_.tokens(stage) + to_;
     const int left = (a_.k - i * Tile::kK) * 2;  // bytes of a row
     if (left >= Tile::kTokenBlocks * 128)
@@ -117,14 +104,10 @@ class IntegerTokenCopies {
       });
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) from_[j] += Tile::kTokenBlocks * 128;
-    ptx::copy_commit();
-    ring_.advance();
-    if (++under_way_ > kLag) {
-      ptx::copy_wait<kLag>();
-      announce();
-      --under_way_;
-    }
   }
+
+ private:
+  static constexpr int kLoads = Tile::kTokens / Tile::kTokenRowStep;
 
   template <class Copy>
   __device__ void copy_rows(std::uint32_t to, Copy&& copy) const {
@@ -138,20 +121,11 @@ class IntegerTokenCopies {
     }
   }
 
-  // This warp's part of the oldest stage under way is there.
-  __device__ void announce() {
-    ptx::fence_async_proxy();
-    __syncwarp();
-    if (lane_ == 0) ptx::barrier_arrive(memory_.full(oldest_.stage));
-    oldest_.advance();
-  }
-
   const GemmArgs& a_;
   const PersistentMemory<Tile>& memory_;
-  const int lane_, chunk_, row_;
+  const int chunk_, row_;
   const std::uint32_t to_;
-  StageRing<Tile::kStages> ring_, oldest_;
-  int under_way_ = 0, count_ = 0;
+  int count_ = 0;
   const char* from_[kLoads];
 };
 
@@ -160,14 +134,14 @@ template <class Tile>
 class PersistentIntegerSums {
  public:
   __device__ PersistentIntegerSums(const GemmArgs& a, const TmaWeights& weights,
-                                   const PersistentMemory<Tile>& memory)
+                                   const PersistentMemory<Tile>& memory, int stages)
       : a_(a),
         weights_(weights),
         memory_(memory),
         lane_(int(threadIdx.x) % 32),
         warp_(int(threadIdx.x) / 32 % 4),
         group_(__shfl_sync(~0u, int(threadIdx.x) / 128, 0)),
-        stages_((a.k + Tile::kK - 1) / Tile::kK),
+        stages_(stages),
         groups_((a.k + Tile::kGroupColumns - 1) / Tile::kGroupColumns) {}
 
   __device__ void multiply() {
@@ -375,57 +349,13 @@ class PersistentIntegerSums {
   const void* scale_[2];
 };
 
-// listed: the tiles were listed by a kernel before the predecessor, which has ended.
-template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, 1)
-    gemm_persistent_integer_kernel(const GemmArgs a, const bool listed,
-                                   const __grid_constant__ TmaWeights weights) {
-  extern __shared__ unsigned char shared_raw[];
-  const std::uint32_t raw = ptx::shared_address(shared_raw), shared = (raw + 1023) & ~1023u;
-  const PersistentMemory<Tile> memory{{shared}, shared_raw + (shared - raw)};
-  const int stages = (a.k + Tile::kK - 1) / Tile::kK;
-  const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0);
-  // Of weights, once for their bytes, and of each warp that copies tokens.
-  if (threadIdx.x == 0) memory.init_barriers(1 + Tile::kTokenWarps, Tile::kReaders);
-  __syncthreads();
-  if (warp < Tile::kMathThreads / 32) {
-    ptx::more_registers<Tile::kMathRegisters>();
-    begin_kernel();
-    PersistentIntegerSums<Tile>(a, weights, memory).multiply();
-    return;
-  }
-  ptx::fewer_registers<Tile::kCopyRegisters>();
-  const int copy_warp = warp - Tile::kMathThreads / 32;
-  if (copy_warp < Tile::kTokenWarps) {
-    begin_kernel();
-    IntegerTokenCopies<Tile>(a, memory, int(threadIdx.x) - Tile::kMathThreads).copy(stages);
-  } else if (copy_warp == Tile::kTokenWarps && threadIdx.x % 32 == 0) {
-    // Weights do not change: the first of them come while the predecessor ends.
-    if (!listed) begin_kernel();
-    copy_weights(a, weights, memory, stages);
-  }
-}
-
-template <class Tile>
-void start_gemm_persistent_integer(cudaStream_t stream, const Gemm& g, const HostWeights& host,
-                                   int processors) {
-  OSTRO_CHECK(g.token_tile == Tile::kTokens, "tiles of ", g.token_tile, " tokens, not ",
-              Tile::kTokens);
-  const GemmArgs& a = g.args;
-  const std::int64_t row_tiles = ceil_div<std::int64_t>(a.n, Tile::kOutputs);
-  launch(stream,
-         {.blocks = std::min<std::int64_t>(processors, row_tiles * a.max_tiles),
-          .threads = Tile::kThreads,
-          .shared_bytes = Tile::kSharedBytes},
-         gemm_persistent_integer_kernel<Tile>, a, g.listed, tma_weights<Tile>(a, host));
-}
-
 template <class X, int kBits, bool kSwiglu>
 void start_gemm_persistent_integer_tile(cudaStream_t stream, const Gemm& g, const HostWeights& w,
                                         int processors) {
   const auto start = [&]<int kTokens, bool kSplit = false>() {
-    start_gemm_persistent_integer<PersistentIntegerTile<X, kBits, kTokens, kSwiglu, kSplit>>(
-        stream, g, w, processors);
+    using Tile = PersistentIntegerTile<X, kBits, kTokens, kSwiglu, kSplit>;
+    start_gemm_persistent<Tile, PersistentIntegerSums<Tile>, IntegerTokenCopies<Tile>>(stream, g, w,
+                                                                                       processors);
   };
   switch (g.token_tile) {
     case 8:
