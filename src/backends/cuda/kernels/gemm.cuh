@@ -38,25 +38,25 @@ __device__ inline float swiglu(float gate, float up) {
   return gate * ptx::reciprocal(1 + ptx::exp2(-kLog2E * gate)) * up;
 }
 
-// Calls store.operator()<Y>() for the type of y's elements, one of the float types.
+// Calls store(y) with y as a pointer to its elements, which are of a float type.
 template <class Store>
 __device__ inline void visit_y(const GemmArgs& a, Store&& store) {
   if (a.y_type == DType::f32)
-    store.template operator()<float>();
+    store(static_cast<float*>(a.y));
   else if (a.y_type == DType::bf16)
-    store.template operator()<__nv_bfloat16>();
+    store(static_cast<__nv_bfloat16*>(a.y));
   else
-    store.template operator()<__half>();
+    store(static_cast<__half*>(a.y));
 }
 
 template <int kCount>
 __device__ inline void store_output(const GemmArgs& a, std::int64_t slot, int column,
                                     const Pack<float, kCount>& value) {
-  visit_y(a, [&]<class Y>() {
+  visit_y(a, [&]<class Y>(Y* y) {
     Pack<Y, kCount> out;
 #pragma unroll
     for (int j = 0; j < kCount; ++j) out.v[j] = rounded_to<Y>(value.v[j]);
-    store_pack(static_cast<Y*>(a.y) + slot * a.y_stride + column, out);
+    store_pack(y + slot * a.y_stride + column, out);
   });
 }
 

@@ -18,8 +18,7 @@
 #pragma once
 
 #include "backends/cuda/kernels/gemm_integer.cuh"
-#include "backends/cuda/kernels/tensor_map.h"
-#include "backends/cuda/ptx/mbarrier.cuh"
+#include "backends/cuda/kernels/gemm_stages.cuh"
 #include "backends/cuda/ptx/registers.cuh"
 #include "backends/cuda/ptx/tma.cuh"
 
@@ -42,15 +41,6 @@ struct IntegerTmaTile {
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kMathRegisters = 240, kCopyRegisters = 24;
   static constexpr int kRaster = BlockTile::kRaster / kCluster;
-};
-
-// The weights of up to so many experts, as launch parameters.
-struct IntegerTmaWeights {
-  struct Matrix {
-    CUtensorMap rows;
-    const float* scale;
-  };
-  Matrix weight[kMostTmaExperts], up[kMostTmaExperts];
 };
 
 // The tiles of a cluster, one after the other, and the stages' ring beside them.
@@ -86,7 +76,7 @@ struct IntegerTmaWalk {
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     gemm_integer_tma_kernel(const GemmArgs a, const __grid_constant__ CUtensorMap x,
-                            const __grid_constant__ IntegerTmaWeights weights) {
+                            const __grid_constant__ TmaWeights weights) {
   extern __shared__ unsigned char shared_raw[];
   const std::uint32_t shared = (ptx::shared_address(shared_raw) + 1023) & ~1023u;
   const auto full = [&](int stage) {
@@ -194,7 +184,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
               if (i % 4 / 2 == e) sum[m][i] *= scale;
           }
 
-      const auto store = [&]<class Y>() {
+      const auto store = [&]<class Y>(Y* y) {
 #pragma unroll
         for (int m = 0; m < (Tile::kSwiglu ? 1 : 2); ++m)
 #pragma unroll
@@ -203,8 +193,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
             const int output = output_of(m) + i % 4 / 2 * 8;
             const float value = Tile::kSwiglu ? swiglu(sum[0][i], sum[1][i]) : sum[m][i];
             if (token < walk.tile.count && output < a.n)
-              static_cast<Y*>(a.y)[(walk.tile.first + token) * a.y_stride + output] =
-                  rounded_to<Y>(value);
+              y[(walk.tile.first + token) * a.y_stride + output] = rounded_to<Y>(value);
           }
       };
       visit_y(a, store);
@@ -223,12 +212,12 @@ void start_gemm_integer_tma(cudaStream_t stream, const Gemm& g, const HostWeight
   const GemmArgs& a = g.args;
   const auto matrix = [&](const WeightRef& w) {
     const std::int64_t row_bytes = std::int64_t(a.k) * Tile::kBits / 8;
-    return IntegerTmaWeights::Matrix{
+    return TmaWeights::Matrix{
         Tile::kInt4 ? packed_map(w.data, a.n, row_bytes, w.stride, Tile::kRowBytes, 128)
                     : swizzled_map(w.data, a.n, row_bytes, w.stride, 128),
         w.scale};
   };
-  IntegerTmaWeights weights{};
+  TmaWeights weights{};
   for (std::size_t e = 0; e < host.weight.size(); ++e) {
     weights.weight[e] = matrix(host.weight[e]);
     if (Tile::kSwiglu) weights.up[e] = matrix(host.up[e]);

@@ -109,9 +109,9 @@ __device__ inline void store_whole(const Fragment& f, Y* y, const float (&sum)[k
 
 // kOutputs outputs of a token from column n0 on, those that exist.
 template <int r, int kOutputs, class Y, int kSums>
-__device__ inline void store_row(const GemmArgs& a, const Fragment& f, int n0,
+__device__ inline void store_row(const GemmArgs& a, const Fragment& f, int n0, Y* y,
                                  const float (&sum)[kSums]) {
-  Y* const y = static_cast<Y*>(a.y) + (f.slot + 8 * r) * a.y_stride + n0;
+  y += (f.slot + 8 * r) * a.y_stride + n0;
   constexpr std::uintptr_t kStore = 16;
   if (n0 + kOutputs <= a.n && reinterpret_cast<std::uintptr_t>(a.y) % kStore == 0 &&
       a.y_stride * sizeof(Y) % kStore == 0)
@@ -130,9 +130,9 @@ __device__ inline void store_row(const GemmArgs& a, const Fragment& f, int n0,
 template <int kOutputs, int kSums>
 __device__ void store_floats(const GemmArgs& a, const Fragment& f, int n0,
                              const float (&sum)[kSums]) {
-  visit_y(a, [&]<class Y>() {
-    store_row<0, kOutputs, Y>(a, f, n0, sum);
-    store_row<1, kOutputs, Y>(a, f, n0, sum);
+  visit_y(a, [&](auto* y) {
+    store_row<0, kOutputs>(a, f, n0, y, sum);
+    store_row<1, kOutputs>(a, f, n0, y, sum);
   });
 }
 
