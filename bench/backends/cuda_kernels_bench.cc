@@ -2,9 +2,9 @@
 // weights that rotate through more memory than L2 holds; prints each beside its limit, and what the
 // operations of a whole step sum to, for `ostro bench latency` to be compared with.
 //
-//   cuda_kernels_bench [bf16, default, f8e4m3, int8 or int4: of the weights of layers; or
-//   attention:
-//                      that alone] [read GB/s, default 3150] [TFLOP/s, default 757 or 1385]
+//   cuda_kernels_bench [bf16, default, f8e4m3, int8, int4 or int4_e4m3 (int4 with activations of
+//                      e4m3): of the weights of layers; or attention: that alone]
+//                      [read GB/s, default 3150] [TFLOP/s, default 757, of e4m3 1385]
 //                      [tokens of a step ..., default 1 to 8192]
 #include <algorithm>
 #include <cstdio>
@@ -28,15 +28,16 @@ constexpr std::size_t kCopies = 4;  // of each weight: the experts are 2.8 GB a 
 
 class Bench {
  public:
-  Bench(DType layers, double read_bytes, double flops)
-      : layers_(layers), read_bytes_(read_bytes), flops_(flops) {
+  Bench(DType layers, ops::Activations activations, double read_bytes, double flops)
+      : layers_(layers), activations_(activations), read_bytes_(read_bytes), flops_(flops) {
     std::uniform_real_distribution<float> uniform(-1, 1);
     for (bf16& b : noise_) b = to_bf16(uniform(rng_));
     for (f8e4m3& b : noise_e4m3_) b = to_f8e4m3(400 * uniform(rng_));
     for (f8e4m3& b : keys_e4m3_) b = to_f8e4m3(uniform(rng_));
-    std::printf("%s, %s weights; limits: %.0f GB/s, %.0f TFLOP/s\n", gpu_->description().c_str(),
-                std::string(layers == DType::u8 ? "int4" : name(layers)).c_str(), read_bytes / 1e9,
-                flops / 1e12);
+    std::printf("%s, %s weights%s; limits: %.0f GB/s, %.0f TFLOP/s\n", gpu_->description().c_str(),
+                std::string(layers == DType::u8 ? "int4" : name(layers)).c_str(),
+                activations == ops::Activations::as_is ? "" : ", e4m3 activations",
+                read_bytes / 1e9, flops / 1e12);
     std::printf("%-24s %7s %12s %9s %9s %9s\n", "", "tokens", "us", "GB/s", "TFLOP/s", "of limit");
   }
 
@@ -193,9 +194,8 @@ class Bench {
     weights_.push_back(gpu_->allocate(std::size_t(rows * cols) * size_of(type)));
     return weights_.back().view(type, rows, cols);
   }
-  static ops::Activations activations(const quant::Weight& w) {
-    return w.data.dtype == DType::f8e4m3 ? ops::Activations::e4m3_per_token
-                                         : ops::Activations::as_is;
+  ops::Activations activations(const quant::Weight& w) const {
+    return w.data.dtype == layers_ ? activations_ : ops::Activations::as_is;
   }
   // Of n k weights and their scales.
   static double bytes_of(DType type, double weights) {
@@ -277,13 +277,14 @@ class Bench {
     const auto run = [&](std::size_t i) {
       const auto& experts = experts_[i % kCopies];
       const ops::Activations rounding = activations(experts[0].gate);
+      const ops::Activations norms = layers_ == DType::f8e4m3 ? rounding : ops::Activations::as_is;
       gpu_->run(ops::MoeBlock{
           .norm = {.x = {},
                    .residual = residual,
                    .weight = weight,
                    .y = h,
                    .eps = 1e-5f,
-                   .activations = rounding},
+                   .activations = norms},
           .route = {.x = h, .router = router_[i % kCopies], .experts = chosen, .weights = weights},
           .mlp = {.x = h,
                   .experts = chosen,
@@ -297,8 +298,8 @@ class Bench {
                    .weight = weight,
                    .y = h,
                    .eps = 1e-5f,
-                   .activations = rounding,
-                   .for_products = rounding != ops::Activations::as_is}});
+                   .activations = norms,
+                   .for_products = norms != ops::Activations::as_is}});
     };
     double used = 0;
     for (std::size_t i = 0; i < kCopies; ++i) {
@@ -337,6 +338,7 @@ class Bench {
   }
 
   DType layers_;
+  ops::Activations activations_;  // of layers' products
   double read_bytes_, flops_;
   std::unique_ptr<ops::Backend> gpu_ = cuda::make_backend();
   std::mt19937 rng_{1};
@@ -352,12 +354,13 @@ class Bench {
 
 int main(int argc, char** argv) try {
   const std::string what = argc > 1 ? argv[1] : "bf16";
-  const bool e4m3 = what == "f8e4m3";
-  const DType layers = e4m3             ? DType::f8e4m3
-                       : what == "int8" ? DType::i8
-                       : what == "int4" ? DType::u8
-                                        : DType::bf16;
-  Bench bench(layers, 1e9 * (argc > 2 ? std::atof(argv[2]) : 3150),
+  const bool e4m3 = what.ends_with("e4m3");
+  const DType layers = what == "f8e4m3"           ? DType::f8e4m3
+                       : what == "int8"           ? DType::i8
+                       : what.starts_with("int4") ? DType::u8
+                                                  : DType::bf16;
+  Bench bench(layers, e4m3 ? ops::Activations::e4m3_per_token : ops::Activations::as_is,
+              1e9 * (argc > 2 ? std::atof(argv[2]) : 3150),
               1e12 * (argc > 3 ? std::atof(argv[3])
                       : e4m3   ? 1385
                                : 757));

@@ -89,9 +89,9 @@ class Contract {
                   describe(w.scale));
   }
 
-  // Activations are rounded for e4m3 weights alone.
+  // Activations are rounded for e4m3 and int4 weights alone.
   void activations(Activations a, std::string_view operand, const quant::Weight& w) const {
-    OSTRO_REQUIRE(a == Activations::as_is || w.data.dtype == DType::f8e4m3, op_,
+    OSTRO_REQUIRE(a == Activations::as_is || w.data.dtype == DType::f8e4m3 || w.is_int4(), op_,
                   ": activations are rounded to f8e4m3, but ", operand, " is ", describe(w.data));
   }
 

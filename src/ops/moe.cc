@@ -121,6 +121,11 @@ void check(const ExpertMlp& op) {
   }
 }
 
+std::int64_t hidden_group(const ExpertMlp& op) {
+  if (op.local.empty() || !op.local.front().gate.is_int4()) return quant::kE4m3Group;
+  return std::max<std::int64_t>(1, op.local.front().gate.n());
+}
+
 void reference(const ExpertMlp& op) {
   check(op);
   struct Decoded {
@@ -135,6 +140,7 @@ void reference(const ExpertMlp& op) {
   if (e4m3) x.round_to_e4m3(op.x.cols);
   const std::int64_t hidden = op.x.cols;
   const std::int64_t inter = op.local.empty() ? 0 : op.local.front().gate.n();
+  const std::int64_t group = hidden_group(op);
   const std::int64_t top_k = op.experts ? op.experts.cols : 1;
   // h = silu(gate x) * (up x), rounded.
   std::vector<float> h(std::size_t(inter), 0.0f);
@@ -153,7 +159,7 @@ void reference(const ExpertMlp& op) {
         const double up = dot(x.row(t), expert.up.row(i), hidden);
         h[std::size_t(i)] = rounded(silu(gate) * up, e4m3 ? DType::f32 : op.x.dtype);
       }
-      if (e4m3) quant::e4m3_round(h.data(), inter, quant::kE4m3Group);
+      if (e4m3) quant::e4m3_round(h.data(), inter, group);
       for (std::int64_t i = 0; i < hidden; ++i)
         y[std::size_t(i)] += weight * dot(expert.down.row(i), h.data(), inter);
     }

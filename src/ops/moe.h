@@ -57,7 +57,7 @@ struct Expert {
 //            shape; float weights have x's dtype or are f32
 //   y        [tokens, hidden]  f32            out; zero for a token without a local expert
 //   activations                how x and silu(gate) * up are rounded before their products; as_is
-//                              unless the weights are e4m3
+//                              unless the weights are e4m3 or int4
 //
 // gate, up and down are summed in f32 or better; silu(gate) * up is rounded to x's dtype before the
 // down projection, or as `activations` says. Each output is summed in one fixed order whatever the
@@ -74,5 +74,11 @@ struct ExpertMlp {
 
 void check(const ExpertMlp&);
 void reference(const ExpertMlp&);
+
+// Backends need not take more local experts of int4 weights with activations that are rounded.
+inline constexpr std::int64_t kMostRoundedInt4Experts = 16;
+
+// The columns of down's input that share a scale if it is rounded (Activations); 1 or more.
+std::int64_t hidden_group(const ExpertMlp&);
 
 }  // namespace ostro::ops

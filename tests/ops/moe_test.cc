@@ -95,12 +95,15 @@ class Mlp {
         // silu' <= 1.1; 16 roundings cover exp, the division, two products and the scales.
         const double error =
             1.1 * std::abs(up) * gate_error + std::abs(silu) * up_error + 16 * kF32 * std::abs(h);
-        low.push_back(h - error);
-        high.push_back(h + error);
+        // Of int4 weights it may be rounded to x's dtype before.
+        const double first = e4m3 && c_.weight == DType::u8 ? rounding(c_.x, h) : 0;
+        low.push_back(h - error - first);
+        high.push_back(h + error + first);
         if (!e4m3) spread.push_back(double(rounded(h + error, c_.x)) - rounded(h - error, c_.x));
         h_norm += h * h;
       }
-      if (e4m3) spread = e4m3_spread(low, high);
+      if (e4m3)
+        spread = e4m3_spread(low, high, c_.weight == DType::u8 ? c_.inter : quant::kE4m3Group);
       for (std::int64_t i = 0; i < c_.hidden; ++i) {
         double error =
             product_error(c_.activations, c_.inter, 1.0625 * down_[at].norm(i) * std::sqrt(h_norm));
@@ -115,10 +118,10 @@ class Mlp {
  private:
   // How far apart two roundings of numbers within [low, high] may be.
   static std::vector<double> e4m3_spread(const std::vector<double>& low,
-                                         const std::vector<double>& high) {
+                                         const std::vector<double>& high, std::int64_t group) {
     std::vector<double> spread;
-    for (std::size_t begin = 0; begin < low.size(); begin += std::size_t(quant::kE4m3Group)) {
-      const std::size_t end = std::min(low.size(), begin + std::size_t(quant::kE4m3Group));
+    for (std::size_t begin = 0; begin < low.size(); begin += std::size_t(group)) {
+      const std::size_t end = std::min(low.size(), begin + std::size_t(group));
       double least = quant::kE4m3LeastAmax, most = least;  // of the group's largest magnitude
       for (std::size_t i = begin; i < end; ++i) {
         const double a = std::abs(low[i]), b = std::abs(high[i]);
@@ -224,12 +227,14 @@ TEST(ExpertMlp, MatchesReferenceForIntegerWeights) {
         compare_mlp({tokens, hidden, inter, 1, 0, {0, 1}, x, DType::i8});
       }
       for (const auto& [hidden, inter] : {std::pair{128, 128}, {256, 384}}) {
-        compare_mlp({tokens, hidden, inter, 8, 2, {3, 6}, x, DType::u8});
-        compare_mlp({tokens, hidden, inter, 1, 0, {0, 1}, x, DType::u8});
+        for (Activations a : kActivations) {
+          compare_mlp({tokens, hidden, inter, 8, 2, {3, 6}, x, DType::u8, a});
+          compare_mlp({tokens, hidden, inter, 1, 0, {0, 1}, x, DType::u8, a});
+        }
       }
     }
     compare_mlp({2, 4096, 48, 8, 2, {0, 8}, x, DType::i8});
-    compare_mlp({2, 4096, 128, 8, 2, {0, 8}, x, DType::u8});
+    for (Activations a : kActivations) compare_mlp({2, 4096, 128, 8, 2, {0, 8}, x, DType::u8, a});
   }
 }
 

@@ -214,8 +214,11 @@ void CpuBackend::enqueue(const ops::ExpertMlp& op) {
     over(plan.slots, double(inter), [&](int, Range part) {
       for (std::int64_t slot = part.begin; slot < part.end; ++slot) {
         float* const row = reinterpret_cast<float*>(h) + slot * inter;
-        kernels_.round_e4m3(
-            {.from = row, .to = row, .n = inter, .group = quant::kE4m3Group, .type = Element::f32});
+        kernels_.round_e4m3({.from = row,
+                             .to = row,
+                             .n = inter,
+                             .group = ops::hidden_group(op),
+                             .type = Element::f32});
       }
     });
 

@@ -38,9 +38,20 @@ void set_input(GemmArgs& args, const View& x) {
   args.x_stride = x.row_stride;
 }
 
+// Products of int4 weights with x as e4m3, which prompts' kernel has for any number of tokens.
+bool int4_by_e4m3(const quant::Weight& w, ops::Activations activations) {
+  return w.is_int4() && activations == ops::Activations::e4m3_per_token;
+}
+
 void require_e4m3_activations(ops::Activations activations) {
   OSTRO_SUPPORTED(activations == ops::Activations::e4m3_per_token,
                   "e4m3 weights on CUDA are multiplied by activations that are rounded to e4m3");
+}
+
+void require_aligned_int4(bool aligned) {
+  OSTRO_SUPPORTED(aligned,
+                  "int4 weights whose rows do not start at 16 bytes have no CUDA kernel for "
+                  "activations that are rounded to e4m3");
 }
 
 void require_one_type(const quant::Weight& gate, const quant::Weight& up) {
@@ -96,7 +107,8 @@ void set_output(GemmArgs& args, const E4m3Rows& y) {
   args.y_scale_stride = y.scale_stride;
 }
 
-// The same for e4m3 x and weights. With `up` the result is e4m3 (`hidden`), else y.
+// The same for e4m3 x and weights of e4m3 or int4. With `hidden`, of e4m3 weights and `up`, the
+// result is e4m3, else y.
 void dense_e4m3(cudaStream_t stream, int processors, int tile, const E4m3Rows& x, std::int64_t rows,
                 const quant::Weight& w, const quant::Weight* up, const E4m3Rows* hidden,
                 const View& y) {
@@ -104,14 +116,16 @@ void dense_e4m3(cudaStream_t stream, int processors, int tile, const E4m3Rows& x
   Gemm g{};
   g.swiglu = up != nullptr;
   const bool all_aligned = aligned(w) && (!up || aligned(*up));
-  OSTRO_CHECK(tile != kDecodeTile || x.scale_stride == 0,
-              "no scales of 128 columns in that kernel");
+  if (w.is_int4()) require_aligned_int4(all_aligned);
+  const bool decode = tile == kDecodeTile && !w.is_int4();
+  OSTRO_CHECK(!decode || x.scale_stride == 0, "no scales of 128 columns in that kernel");
   g.token_tile = all_aligned ? tile : kUnalignedE4m3Tile;
   set_input(g.args, x);
   set_dense(g.args, w, up, rows, g.token_tile);
   hidden ? set_output(g.args, *hidden) : set_output(g.args, y);
-  g.w_type = DType::f8e4m3;
-  if (g.token_tile == kDecodeTile)
+  g.x_type = DType::f8e4m3;
+  g.w_type = w.data.dtype;
+  if (decode && all_aligned)
     (rows <= kMostDenseTokens ? gemm_e4m3_dense : gemm_e4m3_wave)(stream, g, processors);
   else if (g.token_tile > kLargestTileWithoutTma)
     gemm_tma(stream, g, {{&g.args.weight, 1}, {&g.args.up_weight, 1}}, processors);
@@ -137,13 +151,19 @@ class Carver {
 };
 
 bool is_e4m3(const ops::ExpertMlp& op) { return op.local.front().gate.data.dtype == DType::f8e4m3; }
+bool int4_by_e4m3(const ops::ExpertMlp& op) {
+  return int4_by_e4m3(op.local.front().gate, op.activations);
+}
 
 void require_kernels(const ops::ExpertMlp& op) {
   const ops::Expert& first = op.local.front();
   const auto experts = std::int64_t(op.local.size());
   const DType type = first.gate.data.dtype;
   if (is_e4m3(op)) require_e4m3_activations(op.activations);
-  const std::int64_t most = first.gate.scale ? kMostE4m3Experts : kMostExperts;
+  static_assert(ops::kMostRoundedInt4Experts <= kMostTmaExperts);
+  const std::int64_t most = int4_by_e4m3(op)   ? kMostTmaExperts
+                            : first.gate.scale ? kMostE4m3Experts
+                                               : kMostExperts;
   OSTRO_SUPPORTED(experts <= most, "ExpertMlp on CUDA has kernels for up to ", most,
                   " local experts of ", name(type), ", not for ", experts);
   for (const ops::Expert& e : op.local)
@@ -172,6 +192,14 @@ ExpertKernel expert_kernel(const ops::ExpertMlp& op, int tile) {
   const bool all_aligned = std::ranges::all_of(op.local, [](const ops::Expert& e) {
     return aligned(e.gate) && aligned(e.up) && aligned(e.down);
   });
+  if (int4_by_e4m3(op)) {
+    require_aligned_int4(all_aligned);
+    return {.token_tile = kIntegerTmaTile,
+            .tiled = true,
+            .persistent = false,
+            .tma = true,
+            .in_slots = true};
+  }
   ExpertKernel k{};
   k.tiled = e4m3 ? all_aligned : tensor_cores_take(op.x, type, all_aligned);
   k.token_tile = k.tiled ? tile : e4m3 ? kUnalignedE4m3Tile : kSimpleTokenTile;
@@ -202,7 +230,8 @@ ExpertGroups expert_groups(Workspace& memory, std::int64_t experts, std::int64_t
 // Of a slot: what its down projection gives, and before that its row of x with a scale.
 std::int64_t out_row_bytes(const ops::ExpertMlp& op) {
   constexpr std::int64_t kFloat = sizeof(float);
-  const std::int64_t x_size = is_e4m3(op) ? 1 : std::int64_t(size_of(op.x.dtype));
+  const std::int64_t x_size =
+      is_e4m3(op) || int4_by_e4m3(op) ? 1 : std::int64_t(size_of(op.x.dtype));
   return std::max(op.x.cols * kFloat, round_up<std::int64_t>(op.x.cols * x_size, 16) + kFloat);
 }
 
@@ -222,7 +251,7 @@ struct ExpertRefs {
 Gemm slots_gemm(const ops::ExpertMlp& op, const ExpertKernel& kernel, const ExpertGroups& groups,
                 std::int64_t slots, std::int64_t tiles) {
   Gemm g{};
-  g.x_type = op.x.dtype;
+  g.x_type = int4_by_e4m3(op) ? DType::f8e4m3 : op.x.dtype;
   g.w_type = op.local.front().gate.data.dtype;
   g.token_tile = kernel.token_tile;
   g.args.tiles = groups.tiles;
@@ -299,7 +328,7 @@ View CudaBackend::hidden_rows(DType dtype, std::int64_t rows, std::int64_t inter
 E4m3Rows CudaBackend::quantised_slots(const ops::ExpertMlp& op, const ExpertGroups& groups,
                                       void* memory) {
   const std::int64_t tokens = op.x.rows, top_k = op.experts.cols;
-  const E4m3Rows from = quantised(op.x);
+  const E4m3Rows from = int4_by_e4m3(op) ? in_int4_order(x_e4m3_, op.x) : quantised(op.x);
   const E4m3Rows rows{
       .data = static_cast<std::uint8_t*>(memory),
       .stride = from.stride,
@@ -346,8 +375,21 @@ E4m3Rows CudaBackend::quantised(const View& x) {
   return rows;
 }
 
+E4m3Rows CudaBackend::in_int4_order(E4m3Memory& memory, const View& x) {
+  rounded_ = {};
+  const E4m3Rows rows = e4m3_rows(memory, x.rows, x.cols, 1);
+  quantise_rows(stream_, x, rows, E4m3Order::int4);
+  return rows;
+}
+
 void CudaBackend::enqueue(const ops::Linear& op) {
   begin(op.y);
+  if (int4_by_e4m3(op.w, op.activations) && op.x.cols > 0) {
+    if (op.x.rows > 0 && op.w.n() > 0)
+      dense_e4m3(stream_, processors_, kIntegerTmaTile, in_int4_order(x_e4m3_, op.x), op.x.rows,
+                 op.w, nullptr, nullptr, op.y);
+    return;
+  }
   const int token_tile = tile(ops::product(op.w, false), op.x.rows);
   if (op.w.data.dtype != DType::f8e4m3)
     return dense(stream_, processors_, token_tile, op.x, op.w, nullptr, op.y);
@@ -392,6 +434,19 @@ void CudaBackend::dense_mlp(const ops::ExpertMlp& op) {
     return;
   }
   const View hidden = hidden_rows(op.x.dtype, op.x.rows, inter);
+  if (int4_by_e4m3(op)) {
+    OSTRO_SUPPORTED(expert.down.is_int4(),
+                    "ExpertMlp on CUDA has kernels for weights of one type, "
+                    "not for ",
+                    describe(expert.gate.data), " and ", describe(expert.down.data));
+    const auto multiply = [&](const E4m3Rows& x, const quant::Weight& w, const quant::Weight* up,
+                              const View& y) {
+      dense_e4m3(stream_, processors_, kIntegerTmaTile, x, op.x.rows, w, up, nullptr, y);
+    };
+    multiply(in_int4_order(x_e4m3_, op.x), expert.gate, &expert.up, hidden);
+    multiply(in_int4_order(hidden_e4m3_, hidden), expert.down, nullptr, op.y);
+    return;
+  }
   dense(stream_, processors_, up_tile, op.x, expert.gate, &expert.up, hidden);
   dense(stream_, processors_, down_tile, hidden, expert.down, nullptr, op.y);
 }
@@ -399,7 +454,7 @@ void CudaBackend::dense_mlp(const ops::ExpertMlp& op) {
 void CudaBackend::set_slots_input(GemmArgs& args, const ops::ExpertMlp& op,
                                   const ExpertGroups& groups, void* spread) {
   args.rows = spread ? nullptr : groups.token;
-  if (is_e4m3(op))
+  if (is_e4m3(op) || int4_by_e4m3(op))
     set_input(args, spread ? quantised_slots(op, groups, spread) : quantised(op.x));
   else
     set_input(args, spread ? slot_rows(op, groups, spread) : op.x);
@@ -421,13 +476,16 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
   const ExpertRefs refs(op.local);
   Gemm g = slots_gemm(op, kernel, groups, slots, tiles);
   set_slots_input(g.args, op, groups, kernel.in_slots ? out : nullptr);
-  is_e4m3(op) ? set_output(g.args, hidden_e4m3_rows(slots, inter))
-              : set_output(g.args, hidden_rows(op.x.dtype, slots, inter));
+  const View hidden = is_e4m3(op) ? View{} : hidden_rows(op.x.dtype, slots, inter);
+  hidden ? set_output(g.args, hidden) : set_output(g.args, hidden_e4m3_rows(slots, inter));
   set_experts(g.args, first.gate, groups.gate, groups.up);
   g.swiglu = true;
   if (inter > 0) multiply(stream_, g, kernel, {refs.gate, refs.up}, processors_);
 
-  set_input_to_output(g.args);
+  if (int4_by_e4m3(op))
+    set_input(g.args, in_int4_order(hidden_e4m3_, hidden));
+  else
+    set_input_to_output(g.args);
   set_output(g.args, matrix(out, DType::f32, slots, op.x.cols, Device::cuda));
   set_experts(g.args, first.down, groups.down, nullptr);
   g.swiglu = false;

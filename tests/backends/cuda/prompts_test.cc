@@ -68,9 +68,6 @@ class Weight {
     return gpu.place({.data = matrix(data_.data(), type_, n_, cols_),
                       .scale = is_float(type_) ? View{} : scale});
   }
-  static ops::Activations activations(DType type) {
-    return type == DType::f8e4m3 ? ops::Activations::e4m3_per_token : ops::Activations::as_is;
-  }
 
  private:
   DType type_;
@@ -79,8 +76,19 @@ class Weight {
   std::vector<float> scale_;
   std::vector<bf16> group_scale_;
 };
-constexpr DType kTypes[] = {DType::f8e4m3, DType::bf16, DType::f16, DType::i8, DType::u8};
-DType activation_type(DType weight) { return weight == DType::f16 ? DType::f16 : DType::bf16; }
+
+constexpr auto kAsIs = ops::Activations::as_is, kRounded = ops::Activations::e4m3_per_token;
+struct Format {
+  DType weights;
+  ops::Activations activations;
+  DType activation_type() const { return weights == DType::f16 ? DType::f16 : DType::bf16; }
+  std::string text() const {
+    return std::string(name(weights)) + (activations == kAsIs ? "" : " x e4m3");
+  }
+};
+constexpr Format kFormats[] = {{DType::f8e4m3, kRounded}, {DType::bf16, kAsIs},
+                               {DType::f16, kAsIs},       {DType::i8, kAsIs},
+                               {DType::u8, kAsIs},        {DType::u8, kRounded}};
 
 // run(rows) computes these rows of the result: all of them, and kSmall at a time.
 template <class Run>
@@ -94,14 +102,15 @@ void expect_same_in_small_steps(std::int64_t tokens, Run&& run, std::int64_t ste
 // Rows of x w^T.
 class LinearOnDevice {
  public:
-  LinearOnDevice(ops::Backend& gpu, DType type, std::int64_t tokens, std::int64_t n, std::int64_t k)
+  LinearOnDevice(ops::Backend& gpu, const Format& format, std::int64_t tokens, std::int64_t n,
+                 std::int64_t k)
       : gpu_(gpu),
-        type_(type),
+        activations_(format.activations),
         n_(n),
         k_(k),
-        host_x_(Matrix(activation_type(type), tokens, (k + 7) / 8 * 8).random(1)),
+        host_x_(Matrix(format.activation_type(), tokens, (k + 7) / 8 * 8).random(1)),
         x_(gpu, host_x_.view()),
-        weight_(type, n, k, 2),
+        weight_(format.weights, n, k, 2),
         placed_(weight_.placed(gpu)) {}
 
   Matrix run(Range rows, DType y_type) {
@@ -110,7 +119,7 @@ class LinearOnDevice {
     gpu_.run(ops::Linear{.x = x_.view.rows_of(rows).cols_of({0, k_}),
                          .w = placed_,
                          .y = out.view,
-                         .activations = Weight::activations(type_)});
+                         .activations = activations_});
     gpu_.copy(out.view, y.view());
     gpu_.wait();
     return y;
@@ -118,7 +127,7 @@ class LinearOnDevice {
 
  private:
   ops::Backend& gpu_;
-  DType type_;
+  ops::Activations activations_;
   std::int64_t n_, k_;
   Matrix host_x_;
   OnDevice x_;
@@ -128,22 +137,23 @@ class LinearOnDevice {
 
 TEST(Prompts, LinearIsThatOfSmallSteps) {
   const auto gpu = make_backend();
-  for (const DType type : kTypes)
+  for (const Format& format : kFormats)
     for (const auto& [tokens, n, k] : {std::array<std::int64_t, 3>{700, 5000, 400},
                                        {2900, 1030, 200},
                                        {2049, 1700, 16},
                                        {3000, 1025, 129},
                                        {1500, 4000, 1152},
                                        {2049, 4096, 4096}})
-      for (DType y_type : {DType::f32, activation_type(type)}) {
+      for (DType y_type : {DType::f32, format.activation_type()}) {
+        const DType type = format.weights;
         SCOPED_TRACE(
-            text(name(type), ": ", tokens, " tokens, n ", n, " k ", k, " to ", name(y_type)));
+            text(format.text(), ": ", tokens, " tokens, n ", n, " k ", k, " to ", name(y_type)));
         if (type == DType::u8 && k % quant::kInt4Group != 0) continue;
         if (type == DType::i8 || type == DType::u8)
           ASSERT_EQ(integer_tile(tokens, n, false, 132), kIntegerTmaTile);
         else
           ASSERT_EQ(planned_tile({type, n, k}, tokens, 132), kTmaTile);
-        LinearOnDevice linear(*gpu, type, tokens, n, k);
+        LinearOnDevice linear(*gpu, format, tokens, n, k);
         expect_same_in_small_steps(tokens, [&](Range rows) { return linear.run(rows, y_type); });
         if (HasFailure()) return;
       }
@@ -163,7 +173,6 @@ TEST(Prompts, NormForProductsAlone) {
     const auto run = [&](bool for_products) {
       Matrix y(DType::f32, tokens, 200), unwritten(DType::bf16, tokens, hidden);
       const OnDevice residual(*gpu, x.view()), h(*gpu, unwritten.view()), out(*gpu, y.view());
-      constexpr auto kRounded = ops::Activations::e4m3_per_token;
       gpu->run(ops::AddRmsNorm{.x = {},
                                .residual = residual.view,
                                .weight = weight_on.view,
@@ -186,7 +195,7 @@ TEST(Prompts, LinearIsThatOfStepsOfDecoding) {
   const auto gpu = make_backend();
   for (const auto& [n, k] : {std::array<std::int64_t, 2>{4096, 4096}, {6137, 1152}, {7013, 400}}) {
     for (const std::int64_t tokens : {1, 128}) ASSERT_TRUE(decode_tile_takes(tokens, n, 132));
-    LinearOnDevice linear(*gpu, DType::f8e4m3, kTokens, n, k);
+    LinearOnDevice linear(*gpu, kFormats[0], kTokens, n, k);
     for (const DType y_type : {DType::f32, DType::bf16})
       for (const std::int64_t step : {5, 27, 61, 100, 128}) {
         SCOPED_TRACE(text(n, " x ", k, " to ", name(y_type), ", steps of ", step));
@@ -214,7 +223,7 @@ TEST(Prompts, LinearInOneWaveIsThatOfStepsOfDecoding) {
                                      {512, 6144, 4096},
                                      {700, 4090, 2000}}) {
     ASSERT_EQ(planned_tile({DType::f8e4m3, n, k}, tokens, 132), kDecodeTile);
-    LinearOnDevice linear(*gpu, DType::f8e4m3, tokens, n, k);
+    LinearOnDevice linear(*gpu, kFormats[0], tokens, n, k);
     for (const DType y_type : {DType::f32, DType::bf16}) {
       SCOPED_TRACE(text(tokens, " tokens, ", n, " x ", k, " to ", name(y_type)));
       expect_same_in_small_steps(
@@ -270,19 +279,20 @@ TEST(Prompts, RouteIsThatOfSmallSteps) {
 // nobody's and the first another rank's.
 class ExpertsOnDevice {
  public:
-  ExpertsOnDevice(ops::Backend& gpu, DType type, bool routed, std::int64_t tokens,
+  ExpertsOnDevice(ops::Backend& gpu, const Format& format, bool routed, std::int64_t tokens,
                   std::int64_t hidden, std::int64_t inter)
       : gpu_(gpu),
-        type_(type),
+        activations_(format.activations),
         routed_(routed),
         hidden_(hidden),
-        host_x_(Matrix(activation_type(type), tokens, (hidden + 7) / 8 * 8).random(1)),
+        host_x_(Matrix(format.activation_type(), tokens, (hidden + 7) / 8 * 8).random(1)),
         host_chosen_(DType::i32, tokens, kTopK),
         host_weights_(DType::f32, tokens, kTopK),
         x_(gpu, host_x_.view()),
         chosen_(gpu, choose().view()),
         weights_(gpu, host_weights_.view()) {
     for (std::int64_t e = routed ? 1 : kExperts - 1; e < kExperts; ++e) {
+      const DType type = format.weights;
       const auto seed = std::uint64_t(10 * e);
       local_.push_back({Weight(type, inter, hidden, seed).placed(gpu),
                         Weight(type, inter, hidden, seed + 1).placed(gpu),
@@ -299,7 +309,7 @@ class ExpertsOnDevice {
                             .local = local_,
                             .first_expert = routed_ ? 1 : 0,
                             .y = out.view,
-                            .activations = Weight::activations(type_)});
+                            .activations = activations_});
     gpu_.copy(out.view, y.view());
     gpu_.wait();
     return y;
@@ -319,7 +329,7 @@ class ExpertsOnDevice {
   }
 
   ops::Backend& gpu_;
-  DType type_;
+  ops::Activations activations_;
   bool routed_;
   std::int64_t hidden_;
   Matrix host_x_, host_chosen_, host_weights_;
@@ -333,7 +343,7 @@ bool int4_takes(std::int64_t hidden, std::int64_t inter) {
 
 TEST(Prompts, ExpertsAreThoseOfSmallSteps) {
   const auto gpu = make_backend();
-  for (const DType type : kTypes)
+  for (const Format& format : kFormats)
     for (const bool routed : {true, false})
       for (const auto& [tokens, hidden, inter] : {std::array<std::int64_t, 3>{65, 128, 128},
                                                   {130, 16, 257},
@@ -347,10 +357,10 @@ TEST(Prompts, ExpertsAreThoseOfSmallSteps) {
                                                   {700, 640, 1152},
                                                   {1088, 640, 1152},
                                                   {300, 2048, 7168}}) {
-        if (type == DType::u8 && !int4_takes(hidden, inter)) continue;
-        SCOPED_TRACE(text(name(type), ' ', routed, ": ", tokens, " tokens, hidden ", hidden,
+        if (format.weights == DType::u8 && !int4_takes(hidden, inter)) continue;
+        SCOPED_TRACE(text(format.text(), ' ', routed, ": ", tokens, " tokens, hidden ", hidden,
                           " inter ", inter));
-        ExpertsOnDevice experts(*gpu, type, routed, tokens, hidden, inter);
+        ExpertsOnDevice experts(*gpu, format, routed, tokens, hidden, inter);
         expect_same_in_small_steps(tokens, [&](Range rows) { return experts.run(rows); });
         if (HasFailure()) return;
       }
@@ -361,10 +371,10 @@ TEST(Prompts, ExpertsAreThoseOfSmallSteps) {
 TEST(Prompts, ExpertsAreThoseOfStepsOfDecoding) {
   constexpr std::int64_t kTokens = 300, kHidden = 5120, kInter = 1152;
   const auto gpu = make_backend();
-  for (const DType type : kTypes) {
-    ExpertsOnDevice experts(*gpu, type, true, kTokens, kHidden, kInter);
+  for (const Format& format : kFormats) {
+    ExpertsOnDevice experts(*gpu, format, true, kTokens, kHidden, kInter);
     for (const std::int64_t step : {2, 7, 13, 29, 100}) {
-      SCOPED_TRACE(text(name(type), ", steps of ", step));
+      SCOPED_TRACE(text(format.text(), ", steps of ", step));
       expect_same_in_small_steps(
           kTokens, [&](Range rows) { return experts.run(rows); }, step);
       if (HasFailure()) return;

@@ -6,7 +6,7 @@ void gemm_wgmma_bf16(cudaStream_t, const Gemm&);
 void gemm_wgmma_f16(cudaStream_t, const Gemm&);
 // A kernel whose weights the host knows, for one type of them.
 using TypedGemm = void(cudaStream_t, const Gemm&, const HostWeights&, int processors);
-TypedGemm gemm_tma_f16, gemm_tma_bf16, gemm_tma_e4m3, gemm_tma_int8, gemm_tma_int4;
+TypedGemm gemm_tma_f16, gemm_tma_bf16, gemm_tma_e4m3, gemm_tma_int8, gemm_tma_int4, gemm_int4_e4m3;
 TypedGemm gemm_persistent_f16, gemm_persistent_bf16, gemm_persistent_e4m3, gemm_persistent_int8,
     gemm_persistent_int4;
 
@@ -56,9 +56,9 @@ void gemm_persistent(cudaStream_t stream, const Gemm& g, const HostWeights& w, i
 }
 
 void gemm_tma(cudaStream_t stream, const Gemm& g, const HostWeights& w, int processors) {
-  TypedGemm& kernel =
-      gemm_of(g.w_type, "the GEMM of prompts",
-              {gemm_tma_f16, gemm_tma_bf16, gemm_tma_e4m3, gemm_tma_int8, gemm_tma_int4});
+  TypedGemm& int4 = g.x_type == DType::f8e4m3 ? gemm_int4_e4m3 : gemm_tma_int4;
+  TypedGemm& kernel = gemm_of(g.w_type, "the GEMM of prompts",
+                              {gemm_tma_f16, gemm_tma_bf16, gemm_tma_e4m3, gemm_tma_int8, int4});
   kernel(stream, g, w, processors);
 }
 

@@ -79,7 +79,8 @@ struct HostWeights {
 };
 // The products of all for tiles of kTmaTile, of integer weights kIntegerTmaTile, with the same
 // bits: `rows` is null; weights are those of `host`, not of `args`: aligned and of at most
-// kMostTmaExperts experts. The grid is for a device of `processors` multiprocessors.
+// kMostTmaExperts experts. The grid is for a device of `processors` multiprocessors. Beside int4, x
+// may be e4m3 in int4's order (kernels/quantise.h), with one scale a row.
 void gemm_tma(cudaStream_t, const Gemm&, const HostWeights& host, int processors);
 // The same of all types for experts' tiles that persistent_takes(); weights are those of `host`,
 // not of `args`, and aligned. Of e4m3 `rows` is null for tiles of more than

@@ -17,9 +17,16 @@ constexpr int kThreads = 256;
 constexpr int kSteps = 8;  // packs that a thread keeps
 constexpr int kPack = 4;
 
+// Four columns of each lane, in the order of E4m3Order::int4. All lanes of the warp take part.
+__device__ inline std::uint32_t in_int4_order(std::uint32_t four) {
+  const int lane = int(threadIdx.x) % 32, from = lane / 4 * 4 + lane % 4 / 2;
+  const std::uint32_t low = __shfl_sync(~0u, four, from), high = __shfl_sync(~0u, four, from + 2);
+  return __byte_perm(low, high, lane % 2 == 0 ? 0x5140 : 0x7362);
+}
+
 template <class X, bool kPacked>
 __global__ void __launch_bounds__(kThreads)
-    quantise_rows_kernel(const X* x, std::int64_t x_stride, int k, E4m3Rows out) {
+    quantise_rows_kernel(const X* x, std::int64_t x_stride, int k, E4m3Rows out, E4m3Order order) {
   begin_kernel();
   const std::int64_t row = blockIdx.x;
   x += row * x_stride;
@@ -53,24 +60,27 @@ __global__ void __launch_bounds__(kThreads)
   const float factor = e4m3_factor(most);
   if (threadIdx.x == 0) out.scale[row] = e4m3_scale(most);
 
-    // Rows are padded to 16 bytes, so a pack may pass the end of one.
+  // Rows are padded to 16 bytes, so a pack may pass the end of one.
+  const auto store = [&](int i, const Pack<float, kPack>& values) {
+    const std::uint32_t four = to_e4m3(values, factor);
+    *reinterpret_cast<std::uint32_t*>(to + i) =
+        order == E4m3Order::int4 ? in_int4_order(four) : four;
+  };
 #pragma unroll
   for (int s = 0; s < kSteps; ++s)
-    if (first + s * kStride < k)
-      *reinterpret_cast<std::uint32_t*>(to + first + s * kStride) = to_e4m3(kept[s], factor);
-  for (int i = first + kSteps * kStride; i < k; i += kStride)
-    *reinterpret_cast<std::uint32_t*>(to + i) = to_e4m3(load(i), factor);
+    if (first + s * kStride < k) store(first + s * kStride, kept[s]);
+  for (int i = first + kSteps * kStride; i < k; i += kStride) store(i, load(i));
 }
 
 }  // namespace
 
-void quantise_rows(cudaStream_t stream, const View& x, const E4m3Rows& out) {
+void quantise_rows(cudaStream_t stream, const View& x, const E4m3Rows& out, E4m3Order order) {
   const bool packs = x.cols % kPack == 0 && rows_aligned(x, kPack * size_of(x.dtype));
   visit_dtype<float, f16, bf16>(x.dtype, "e4m3 activations on CUDA", [&]<class X>() {
     launch(
         stream, {.blocks = x.rows, .threads = kThreads},
         packs ? quantise_rows_kernel<device_t<X>, true> : quantise_rows_kernel<device_t<X>, false>,
-        static_cast<const device_t<X>*>(x.data), x.row_stride, int(x.cols), out);
+        static_cast<const device_t<X>*>(x.data), x.row_stride, int(x.cols), out, order);
   });
 }
 

@@ -187,6 +187,22 @@ OSTRO_WGMMA_REGISTERS(
     "%60,%61,%62,%63",
     "%64,%65,%66,%67", "%68", "%69", "%70", OSTRO_64(0))
 
+// The same of e4m3, a [64, 32]: a thread's columns are 4 (t % 4) to 4 (t % 4) + 3, and 16 further.
+template <>
+struct WgmmaRegisters<__nv_fp8_e4m3, 128> {
+  static __device__ void run(float (&d)[64], const std::uint32_t (&a)[4], std::uint64_t b,
+                             bool add) {
+    asm volatile(
+        "{ .reg .pred add; setp.ne.b32 add, %69, 0;"
+        "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,"
+        "%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,"
+        "%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,"
+        "%55,%56,%57,%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, add, 1, 1; }"
+        : OSTRO_64(0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)));
+  }
+};
+
 #undef OSTRO_64
 #undef OSTRO_16
 #undef OSTRO_4
