@@ -74,7 +74,7 @@ if wanted golden; then
 fi
 
 # Perplexity of the shipped model with fp8 weights beside bf16's, on this GPU and on the CPU as the
-# GPU rounds activations.
+# GPU rounds activations; and with int4 weights, prompts in fp8 or not.
 if wanted fp8; then
   score() {  # NAME ENGINE flags...
     local name=$1 engine=$2
@@ -89,11 +89,14 @@ if wanted fp8; then
   build_tiny tiny_bf16
   build_tiny tiny_fp8 --enable_fp8
   build_tiny tiny_fp8_kv --enable_fp8 --fp8_kv_cache
+  build_tiny tiny_int4 --use_weight_only --weight_only_precision int4
   score bf16 tiny_bf16 --device cuda
   score weights tiny_fp8 --device cuda
   score cpu tiny_fp8 --device cpu --emulate_fp8_activations
   score kv tiny_fp8_kv --device cuda
-  rm -rf "$build"/tiny_{bf16,fp8,fp8_kv}
+  score int4 tiny_int4 --device cuda
+  score int4_fp8_prompts tiny_int4 --device cuda --fp8_prompts
+  rm -rf "$build"/tiny_{bf16,fp8,fp8_kv,int4}
 fi
 
 # Generated ids of the shipped model in float32: run_ids NAME ostro-run-flags...
@@ -217,6 +220,8 @@ if wanted kernels; then
   cat "$logs/kernels.log" | tee -a "$report"
   step kernels_e4m3 240 "$build/bin/cuda_kernels_bench" f8e4m3
   cat "$logs/kernels_e4m3.log" | tee -a "$report"
+  step kernels_int4_e4m3 60 "$build/bin/cuda_kernels_bench" int4_e4m3 3150 1385 512 2048 8192
+  cat "$logs/kernels_int4_e4m3.log" | tee -a "$report"
 fi
 
 if wanted latency; then
@@ -236,6 +241,7 @@ if wanted latency; then
   latency fp8_kv 32 --enable_fp8 --fp8_kv_cache
   latency int8 32 --use_weight_only --weight_only_precision int8
   latency int4 32 --use_weight_only --weight_only_precision int4
+  latency int4_fp8_prompts 32 --use_weight_only --weight_only_precision int4 --fp8_prompts
 fi
 
 # Which tiles `ostro build --tune` finds faster than the plan's for 8x7B in fp8, and what steps of two

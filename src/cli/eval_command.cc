@@ -148,7 +148,8 @@ void compare(const EvalFlags& flags, const RuntimeFlags& runtime,
                      .max_num_tokens = runtime.max_num_tokens,
                      .max_logit_rows = kLogitRows,
                      .kv_cache_tokens = runtime.kv_tokens,
-                     .record_steps = runtime.cuda_graphs},
+                     .record_steps = runtime.cuda_graphs,
+                     .fp8_prompts = runtime.fp8_prompts},
                     session.log);
   engine::Engine engine(session.rank, model), other(rank, reference.model);
   const std::size_t count = texts.documents.size();

@@ -196,10 +196,16 @@ struct Opened {
                    : std::make_unique<checkpoint::EngineReader>(flags.engine_dir, absent)),
         config(engine ? read_config(*engine) : dummy_config(flags)),
         mapping(chosen_mapping(flags, config)) {
-    OSTRO_REQUIRE(!flags.emulate_fp8_activations ||
-                      config.model.quantization.weights == model::Quantization::Format::fp8,
-                  "--emulate_fp8_activations goes with fp8 weights, but those of this engine are ",
-                  model::dtype_flag(config.model.dtype));
+    using Format = model::Quantization::Format;
+    const Format weights = config.model.quantization.weights;
+    const auto goes_with = [&](bool flag, std::string_view flag_name, Format wanted) {
+      OSTRO_REQUIRE(
+          !flag || weights == wanted, flag_name, " goes with ", name(wanted),
+          " weights, but those of this engine are ",
+          weights == Format::none ? model::dtype_flag(config.model.dtype) : name(weights));
+    };
+    goes_with(flags.emulate_fp8_activations, "--emulate_fp8_activations", Format::fp8);
+    goes_with(flags.fp8_prompts, "--fp8_prompts", Format::int4);
   }
 };
 
@@ -298,6 +304,7 @@ void run_rank(const RuntimeFlags& flags, std::int64_t max_logit_rows, model::Wei
                      .kv_cache_free_fraction = flags.kv_fraction,
                      .ranks_on_device = device.ranks,
                      .record_steps = flags.cuda_graphs,
+                     .fp8_prompts = flags.fp8_prompts,
                      .trace = trace ? &*trace : nullptr,
                      .device_group = device_groups(flags, device, world.communicator(), log)},
                     log);
@@ -357,6 +364,10 @@ void RuntimeFlags::add(CLI::App& app) {
       ->capture_default_str();
   app.add_flag("--emulate_fp8_activations", emulate_fp8_activations,
                "a CPU rounds the activations of fp8 weights as a GPU does");
+  app.add_flag(
+      "--fp8_prompts", fp8_prompts,
+      "round the activations of int4 weights to fp8 in steps of more than 256 tokens: faster "
+      "prompts on a Hopper GPU; tokens then depend on the length of their steps");
   app.add_option("--trace", trace,
                  "write what every rank does when to this file: Chrome trace events (JSON)");
   app.add_option("--peer_timeout", peers.timeout_seconds,

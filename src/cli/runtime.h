@@ -32,6 +32,7 @@ struct RuntimeFlags {
   QuantisationFlags quantisation;  // with dummy_weights
   std::string comm = "auto";
   bool emulate_fp8_activations = false;
+  bool fp8_prompts = false;
   std::string trace;
   PeerFlags peers;
   LogFlag log;

@@ -96,6 +96,7 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
   limits_.block_tokens = built.tokens_per_block;
   limits_.context = config.model.context;
   limits_.record_steps = options.record_steps;
+  limits_.fp8_prompts = options.fp8_prompts;
 
   const plan::MemoryPlan plan = plan::plan_memory(config.model, mapping, rank, limits_);
   limits_.most_recorded_bytes = plan.graphs_bytes;

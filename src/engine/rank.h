@@ -23,6 +23,7 @@ struct RankOptions {
   double kv_cache_free_fraction = 0;  // of the device's free memory; 0: 0.5 on a CPU, else 0.9
   int ranks_on_device = 1;            // that share the memory of one GPU, or of a host's CPU
   bool record_steps = true;           // on a GPU: decode steps as CUDA graphs
+  bool fp8_prompts = false;           // model::StepLimits::fp8_prompts
   Trace* trace = nullptr;             // gets what the rank does; may be null
   // Makes a group of this device's memory of one of host memory; empty: make_staged().
   std::function<std::unique_ptr<comm::Communicator>(std::unique_ptr<comm::Communicator>)>

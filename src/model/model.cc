@@ -64,6 +64,7 @@ struct Model::Buffers {
     StepArrays arrays{{}, 0, {}};
     View cos_sin, residual, branch, h, qkv, attention, experts, expert_weights;
     View last, logits_part, logits, chosen;
+    ops::Activations activations{};  // of products with quantised weights
   } now;
 
   // The work of padded decode steps, by shape.
@@ -146,11 +147,11 @@ Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t ran
       weights_(std::move(weights)),
       limits_(limits),
       backend_(backend),
-      activations_(config.quantization.weights == Quantization::Format::fp8
-                       ? backend.e4m3_activations()
-                       : ops::Activations::as_is),
       groups_(groups),
       buffers_(std::make_unique<Buffers>()) {
+  OSTRO_SUPPORTED(!limits.fp8_prompts || shape_.experts.size() <= ops::kMostRoundedInt4Experts,
+                  "--fp8_prompts takes up to ", ops::kMostRoundedInt4Experts,
+                  " experts a rank, not ", shape_.experts.size(), "; --moe_ep_size spreads them");
   Buffers& b = *buffers_;
   const std::int64_t head_dim = config.head_dim;
   blocks_each_ = ceil_div(limits.context, limits.block_tokens);
@@ -306,7 +307,17 @@ void Model::add_branch(const Norm& norm) {
 // Sums of ranks may write h without the backend, which would not know that what it has rounded is
 // another layer's.
 ops::Activations Model::norm_activations() const {
-  return groups_.tp->ranks() == 1 ? activations_ : kAsIs;
+  const bool fp8 = config_.quantization.weights == Quantization::Format::fp8;
+  return fp8 && groups_.tp->ranks() == 1 ? buffers_->now.activations : kAsIs;
+}
+
+// Of products with quantised weights, in a step of so many tokens.
+ops::Activations Model::activations(std::int64_t tokens) const {
+  using Format = Quantization::Format;
+  const Format weights = config_.quantization.weights;
+  if (weights == Format::fp8) return backend_.e4m3_activations();
+  const bool rounded = weights == Format::int4 && limits_.fp8_prompts && tokens >= kFp8PromptTokens;
+  return rounded ? ops::Activations::e4m3_per_token : kAsIs;
 }
 
 void Model::receive_from_previous() {
@@ -344,6 +355,7 @@ void Model::prepare(const Step& step, const StepShape& shape, std::int64_t alter
     backend_.copy(host, b.words.cols_of({0, b.now.arrays.words}));
   }
 
+  b.now.activations = activations(shape.tokens);
   b.now.cos_sin = first_rows(b.cos_sin, shape.tokens);
   b.now.residual = first_rows(b.residual, shape.tokens);
   b.now.branch = first_rows(b.branch, shape.tokens);
@@ -402,7 +414,7 @@ void Model::layer(std::size_t index) {
   const auto& now = b.now;
   const std::int64_t heads = shape_.heads.size();
 
-  backend_.run(ops::Linear{.x = now.h, .w = w.qkv, .y = now.qkv, .activations = activations_});
+  backend_.run(ops::Linear{.x = now.h, .w = w.qkv, .y = now.qkv, .activations = now.activations});
   backend_.run(ops::RotaryAppend{.qkv = now.qkv,
                                  .cos_sin = now.cos_sin,
                                  .requests = now.arrays.requests,
@@ -416,7 +428,7 @@ void Model::layer(std::size_t index) {
                                    .scale = float(1 / std::sqrt(double(config_.head_dim))),
                                    .window = config_.window});
   backend_.run(
-      ops::Linear{.x = now.attention, .w = w.o, .y = now.branch, .activations = activations_});
+      ops::Linear{.x = now.attention, .w = w.o, .y = now.branch, .activations = now.activations});
 
   feed_forward(index);
 }
@@ -433,7 +445,7 @@ void Model::feed_forward(std::size_t index) {
                            .local = w.experts,
                            .first_expert = shape_.experts.begin,
                            .y = now.branch,
-                           .activations = activations_};
+                           .activations = now.activations};
   const auto route = [&] {
     const std::int64_t own = shape_.layers.begin + std::int64_t(index);
     return ops::Route{.x = now.h,

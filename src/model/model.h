@@ -15,6 +15,9 @@ class Trace;
 
 namespace ostro::model {
 
+// From so many tokens on a step is one of prompts (StepLimits::fp8_prompts).
+inline constexpr std::int64_t kFp8PromptTokens = 257;
+
 // The largest step that buffers are made for.
 struct StepLimits {
   std::int64_t tokens = 0;
@@ -24,6 +27,8 @@ struct StepLimits {
   std::int64_t block_tokens = 0;
   std::int64_t context = 0;  // tokens of the longest sequence
   bool record_steps = true;  // decode steps, where the backend can (ops::Backend::record)
+  // Steps of kFp8PromptTokens and more round the activations of int4 weights to e4m3.
+  bool fp8_prompts = false;
   // Device memory that recorded steps may take: none is recorded that might not fit.
   std::size_t most_recorded_bytes = std::numeric_limits<std::size_t>::max();
 };
@@ -96,6 +101,7 @@ class Model {
   void add_branch(const Norm&);
   ops::AddRmsNorm norm_of_branch(const Norm&) const;
   ops::Activations norm_activations() const;
+  ops::Activations activations(std::int64_t tokens) const;
   void head();
 
   ModelConfig config_;
@@ -103,7 +109,6 @@ class Model {
   Weights weights_;
   StepLimits limits_;
   ops::Backend& backend_;
-  ops::Activations activations_;  // of products with quantised weights
   RankGroups groups_;
   std::int64_t blocks_each_ = 0;   // of the longest sequence
   std::int64_t dynamic_half_ = 0;  // head_dim / 2 with dynamic rotary scaling

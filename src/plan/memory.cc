@@ -26,14 +26,21 @@ std::size_t rows_bytes(std::int64_t rows, std::int64_t cols, std::size_t element
   return std::size_t(rows) * round_up(std::size_t(cols) * element, std::size_t{16});
 }
 
+bool rounds_int4(const model::ModelConfig& c, const model::StepLimits& limits) {
+  return limits.fp8_prompts && c.quantization.weights == model::Quantization::Format::int4;
+}
+
 // Of an expert layer: the hidden activations as the down projection reads them, and what it gives.
 std::size_t expert_scratch_bytes(const model::ModelConfig& c, const model::RankShape& s,
-                                 std::int64_t tokens) {
+                                 const model::StepLimits& limits) {
+  const std::int64_t tokens = limits.tokens;
   const bool fp8 = c.quantization.weights == model::Quantization::Format::fp8;
   const bool routed = c.experts > 0;
   const std::int64_t slots = tokens * (routed ? c.top_k : 1), inter = s.inter.size();
   const std::size_t element = fp8 ? 1 : size_of(c.dtype);
   std::size_t bytes = rows_bytes(slots, inter, element);
+  if (rounds_int4(c, limits))
+    bytes += rows_bytes(slots, inter, 1) + std::size_t(slots) * sizeof(float);
   if (fp8) bytes += std::size_t(slots * ceil_div(inter, quant::kE4m3Group)) * sizeof(float);
   if (!routed) return bytes;
   // Two integers a slot, a tile of 16 bytes for every eighth and each expert, its three weights.
@@ -44,8 +51,10 @@ std::size_t expert_scratch_bytes(const model::ModelConfig& c, const model::RankS
 
 // The e4m3 rows of x, of the product that has most columns.
 std::size_t rounded_bytes(const model::ModelConfig& c, const model::RankShape& s,
-                          std::int64_t tokens) {
-  if (c.quantization.weights != model::Quantization::Format::fp8) return 0;
+                          const model::StepLimits& limits) {
+  const bool fp8 = c.quantization.weights == model::Quantization::Format::fp8;
+  if (!fp8 && !rounds_int4(c, limits)) return 0;
+  const std::int64_t tokens = limits.tokens;
   return rows_bytes(tokens, std::max(c.hidden, s.heads.size() * c.head_dim), 1) +
          std::size_t(tokens) * sizeof(float);
 }
@@ -73,8 +82,8 @@ constexpr std::size_t kGroupBytes = std::size_t{400} << 20;
 std::size_t kernel_scratch_bytes(const model::ModelConfig& config, const model::Mapping& mapping,
                                  std::int64_t rank, const model::StepLimits& limits) {
   const model::RankShape shape = model::shape_of(config, mapping, rank);
-  const std::size_t bytes = expert_scratch_bytes(config, shape, limits.tokens) +
-                            rounded_bytes(config, shape, limits.tokens) +
+  const std::size_t bytes = expert_scratch_bytes(config, shape, limits) +
+                            rounded_bytes(config, shape, limits) +
                             attention_scratch_bytes(config, shape, limits);
   return bytes + bytes / 4;
 }

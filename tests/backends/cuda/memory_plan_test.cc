@@ -35,19 +35,25 @@ void generate(Engine& engine, const model::EngineConfig& c, std::size_t requests
 // At most what the plan says, and not much less: the plan is not a guess. Of a dense model it
 // counts parts of attention most, which these steps may not need.
 TEST(MemoryOnAGpu, KernelsKeepWhatWasPlanned) {
-  Format dense = kFp8;
+  Format dense = kFp8, int4 = kBf16;
   dense.name = "dense fp8";
-  for (const Format& format : {kBf16, kF32, kFp8, dense}) {
+  int4.name = "int4, prompts in fp8";
+  for (const Format& format : {kBf16, kF32, kFp8, dense, int4}) {
     SCOPED_TRACE(format.name);
     model::EngineConfig c = config(format);
+    const bool is_int4 = format.name == int4.name;
+    if (is_int4) c.model.quantization.weights = model::Quantization::Format::int4;
     c.model.hidden = 512;
     c.model.inter = 1024;
     c.model.context = 512;
     if (format.name == dense.name) c.model.experts = c.model.top_k = 0;
-    const std::size_t planned = plan::kernel_scratch_bytes(c.model, {}, 0, limits_of(c));
+    model::StepLimits limits = limits_of(c);
+    limits.fp8_prompts = is_int4;
+    const std::size_t planned = plan::kernel_scratch_bytes(c.model, {}, 0, limits);
     OnGpu gpu(c, {.max_batch_size = kRequests,
                   .max_num_tokens = kTokens,
-                  .kv_cache_tokens = kRequests * c.model.context});
+                  .kv_cache_tokens = kRequests * c.model.context,
+                  .fp8_prompts = limits.fp8_prompts});
     Engine engine(gpu.rank, c.model);
     generate(engine, c, 64, 8);
     generate(engine, c, 9, 8);
