@@ -15,8 +15,9 @@ bool aligned(const View& v) {
   return reinterpret_cast<std::uintptr_t>(v.data) % kAlign == 0 &&
          (v.rows <= 1 || std::uintptr_t(v.row_stride) * size_of(v.dtype) % kAlign == 0);
 }
-bool aligned(const quant::Weight& w) {
-  return aligned(w.data) && (!w.is_int4() || aligned(w.scale));
+// The kernel that multiplies int4 by e4m3 takes scales that lie anywhere.
+bool aligned(const quant::Weight& w, bool scales = true) {
+  return aligned(w.data) && (!scales || !w.is_int4() || aligned(w.scale));
 }
 
 WeightRef ref(const quant::Weight& w) {
@@ -115,7 +116,7 @@ void dense_e4m3(cudaStream_t stream, int processors, int tile, const E4m3Rows& x
   if (rows == 0 || w.n() == 0) return;
   Gemm g{};
   g.swiglu = up != nullptr;
-  const bool all_aligned = aligned(w) && (!up || aligned(*up));
+  const bool all_aligned = aligned(w, false) && (!up || aligned(*up, false));
   if (w.is_int4()) require_aligned_int4(all_aligned);
   const bool decode = tile == kDecodeTile && !w.is_int4();
   OSTRO_CHECK(!decode || x.scale_stride == 0, "no scales of 128 columns in that kernel");
@@ -189,8 +190,9 @@ struct ExpertKernel {
 ExpertKernel expert_kernel(const ops::ExpertMlp& op, int tile) {
   const DType type = op.local.front().gate.data.dtype;
   const bool e4m3 = is_e4m3(op);
-  const bool all_aligned = std::ranges::all_of(op.local, [](const ops::Expert& e) {
-    return aligned(e.gate) && aligned(e.up) && aligned(e.down);
+  const bool scales = !int4_by_e4m3(op);
+  const bool all_aligned = std::ranges::all_of(op.local, [&](const ops::Expert& e) {
+    return aligned(e.gate, scales) && aligned(e.up, scales) && aligned(e.down, scales);
   });
   if (int4_by_e4m3(op)) {
     require_aligned_int4(all_aligned);
