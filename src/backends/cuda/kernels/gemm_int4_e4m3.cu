@@ -15,6 +15,10 @@
 //           instructions, 64 of them to widen 64 weights and 64 to add 64 sums, for 256 cycles of
 //           the tensor core, which is busy for half of the time.
 // Floor on an H100: 2 tokens n k / 1385e12 s.
+// Measured (H200, cuda_kernels_bench, Mixtral 8x7B's shapes; of that floor): qkv 122 us at 2048
+//           tokens (61 %), 490 us at 8192; all of an expert layer 657 us at 512, 1.81 ms at 2048
+//           (58
+//           %), 6.60 ms at 8192 (63 %).
 #include "backends/cuda/kernels/gemm_integer_tma.cuh"
 #include "backends/cuda/ptx/named_barrier.cuh"
 
