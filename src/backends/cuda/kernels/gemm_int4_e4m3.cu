@@ -224,30 +224,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 
 template <class Tile>
 void start(cudaStream_t stream, const Gemm& g, const HostWeights& host, int processors) {
-  OSTRO_CHECK(g.token_tile == Tile::kTokens && !g.args.rows, "tiles of ", g.token_tile,
-              " tokens, not ", Tile::kTokens);
-  OSTRO_CHECK(host.weight.size() <= kMostTmaExperts, host.weight.size(), " experts");
   const GemmArgs& a = g.args;
-  const auto matrix = [&](const WeightRef& w) {
-    return TmaWeights::Matrix{
-        packed_map(w.data, a.n, a.k / 2, w.stride, Tile::kRowBytes, Tile::kOutputs), w.scale};
-  };
-  TmaWeights weights{};
-  for (std::size_t e = 0; e < host.weight.size(); ++e) {
-    weights.weight[e] = matrix(host.weight[e]);
-    if (Tile::kSwiglu) weights.up[e] = matrix(host.up[e]);
-  }
-  const std::int64_t row_groups =
-      ceil_div<std::int64_t>(a.n, std::int64_t(Tile::kOutputs) * Tile::kCluster);
-  const std::int64_t clusters =
-      std::min<std::int64_t>(processors / Tile::kCluster, row_groups * a.max_tiles);
-  launch(stream,
-         {.blocks = clusters * Tile::kCluster,
-          .threads = Tile::kThreads,
-          .shared_bytes = Tile::kSharedBytes,
-          .cluster = Tile::kCluster},
-         gemm_int4_e4m3_kernel<Tile>, a, swizzled_map(a.x, a.slots, a.k, a.x_stride, Tile::kShare),
-         weights);
+  start_walk<Tile>(
+      stream, g, host, processors, gemm_int4_e4m3_kernel<Tile>, 1, [&](const WeightRef& w) {
+        return packed_map(w.data, a.n, a.k / 2, w.stride, Tile::kRowBytes, Tile::kOutputs);
+      });
 }
 
 }  // namespace

@@ -203,25 +203,14 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   ptx::cluster_sync();
 }
 
-template <class Tile>
-void start_gemm_integer_tma(cudaStream_t stream, const Gemm& g, const HostWeights& host,
-                            int processors) {
+// Starts a kernel whose clusters walk tiles, with `rows(weight)` as the description of a matrix, x
+// in elements of x_size bytes.
+template <class Tile, class Kernel, class Rows>
+void start_walk(cudaStream_t stream, const Gemm& g, const HostWeights& host, int processors,
+                Kernel kernel, int x_size, Rows&& rows) {
   OSTRO_CHECK(g.token_tile == Tile::kTokens && !g.args.rows, "tiles of ", g.token_tile,
               " tokens, not ", Tile::kTokens);
-  OSTRO_CHECK(host.weight.size() <= kMostTmaExperts, host.weight.size(), " experts");
   const GemmArgs& a = g.args;
-  const auto matrix = [&](const WeightRef& w) {
-    const std::int64_t row_bytes = std::int64_t(a.k) * Tile::kBits / 8;
-    return TmaWeights::Matrix{
-        Tile::kInt4 ? packed_map(w.data, a.n, row_bytes, w.stride, Tile::kRowBytes, 128)
-                    : swizzled_map(w.data, a.n, row_bytes, w.stride, 128),
-        w.scale};
-  };
-  TmaWeights weights{};
-  for (std::size_t e = 0; e < host.weight.size(); ++e) {
-    weights.weight[e] = matrix(host.weight[e]);
-    if (Tile::kSwiglu) weights.up[e] = matrix(host.up[e]);
-  }
   const std::int64_t row_groups =
       ceil_div<std::int64_t>(a.n, std::int64_t(Tile::kOutputs) * Tile::kCluster);
   const std::int64_t clusters =
@@ -231,8 +220,22 @@ void start_gemm_integer_tma(cudaStream_t stream, const Gemm& g, const HostWeight
           .threads = Tile::kThreads,
           .shared_bytes = Tile::kSharedBytes,
           .cluster = Tile::kCluster},
-         gemm_integer_tma_kernel<Tile>, a,
-         swizzled_map(a.x, a.slots, a.k * 2, a.x_stride * 2, Tile::kShare), weights);
+         kernel, a,
+         swizzled_map(a.x, a.slots, std::int64_t(a.k) * x_size, a.x_stride * x_size, Tile::kShare),
+         tma_weights(host, Tile::kSwiglu, rows));
+}
+
+template <class Tile>
+void start_gemm_integer_tma(cudaStream_t stream, const Gemm& g, const HostWeights& host,
+                            int processors) {
+  const GemmArgs& a = g.args;
+  const std::int64_t row_bytes = std::int64_t(a.k) * Tile::kBits / 8;
+  start_walk<Tile>(stream, g, host, processors, gemm_integer_tma_kernel<Tile>,
+                   sizeof(typename Tile::X), [&](const WeightRef& w) {
+                     return Tile::kInt4
+                                ? packed_map(w.data, a.n, row_bytes, w.stride, Tile::kRowBytes, 128)
+                                : swizzled_map(w.data, a.n, row_bytes, w.stride, 128);
+                   });
 }
 
 template <int kBits>

@@ -19,23 +19,27 @@ struct TmaWeights {
 };
 static_assert(sizeof(TmaWeights) < 16000);
 
-// Those of a product, in boxes of Tile::kHalfRows rows. Throws InternalError beyond
+// Those of a product, `rows(weight)` being the description of a matrix. Throws InternalError beyond
 // kMostTmaExperts.
-template <class Tile>
-TmaWeights tma_weights(const GemmArgs& a, const HostWeights& host) {
+template <class Rows>
+TmaWeights tma_weights(const HostWeights& host, bool swiglu, Rows&& rows) {
   OSTRO_CHECK(host.weight.size() <= kMostTmaExperts, host.weight.size(), " experts");
-  const std::int64_t row_bytes = std::int64_t(a.k) * Tile::kRowBytes / Tile::kK;
-  constexpr std::int64_t kSize = sizeof(typename Tile::Element);
-  const auto matrix = [&](const WeightRef& w) {
-    return TmaWeights::Matrix{
-        swizzled_map(w.data, a.n, row_bytes, w.stride * kSize, Tile::kHalfRows), w.scale};
-  };
   TmaWeights weights{};
   for (std::size_t e = 0; e < host.weight.size(); ++e) {
-    weights.weight[e] = matrix(host.weight[e]);
-    if (Tile::kSwiglu) weights.up[e] = matrix(host.up[e]);
+    weights.weight[e] = {rows(host.weight[e]), host.weight[e].scale};
+    if (swiglu) weights.up[e] = {rows(host.up[e]), host.up[e].scale};
   }
   return weights;
+}
+
+// The same in swizzled boxes of Tile::kHalfRows rows.
+template <class Tile>
+TmaWeights tma_weights(const GemmArgs& a, const HostWeights& host) {
+  const std::int64_t row_bytes = std::int64_t(a.k) * Tile::kRowBytes / Tile::kK;
+  constexpr std::int64_t kSize = sizeof(typename Tile::Element);
+  return tma_weights(host, Tile::kSwiglu, [&](const WeightRef& w) {
+    return swizzled_map(w.data, a.n, row_bytes, w.stride * kSize, Tile::kHalfRows);
+  });
 }
 
 // The stages in shared memory, each of weights and tokens in rows of 128 bytes, and their barriers.
