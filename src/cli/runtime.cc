@@ -206,6 +206,10 @@ struct Opened {
     };
     goes_with(flags.emulate_fp8_activations, "--emulate_fp8_activations", Format::fp8);
     goes_with(flags.fp8_prompts, "--fp8_prompts", Format::int4);
+    const std::int64_t experts = ceil_div(config.model.experts, mapping.moe_ep);
+    OSTRO_SUPPORTED(!flags.fp8_prompts || experts <= ops::kMostRoundedInt4Experts,
+                    "--fp8_prompts takes up to ", ops::kMostRoundedInt4Experts,
+                    " experts a rank, not ", experts, "; --moe_ep_size spreads them");
   }
 };
 

@@ -149,9 +149,6 @@ Model::Model(const ModelConfig& config, const Mapping& mapping, std::int64_t ran
       backend_(backend),
       groups_(groups),
       buffers_(std::make_unique<Buffers>()) {
-  OSTRO_SUPPORTED(!limits.fp8_prompts || shape_.experts.size() <= ops::kMostRoundedInt4Experts,
-                  "--fp8_prompts takes up to ", ops::kMostRoundedInt4Experts,
-                  " experts a rank, not ", shape_.experts.size(), "; --moe_ep_size spreads them");
   Buffers& b = *buffers_;
   const std::int64_t head_dim = config.head_dim;
   blocks_each_ = ceil_div(limits.context, limits.block_tokens);
@@ -305,7 +302,7 @@ void Model::add_branch(const Norm& norm) {
 }
 
 // Sums of ranks may write h without the backend, which would not know that what it has rounded is
-// another layer's.
+// another layer's. Products with int4 weights round h themselves.
 ops::Activations Model::norm_activations() const {
   const bool fp8 = config_.quantization.weights == Quantization::Format::fp8;
   return fp8 && groups_.tp->ranks() == 1 ? buffers_->now.activations : kAsIs;

@@ -16,8 +16,8 @@ namespace ostro::ops {
 //   activations  how the products that read y will round it, which a backend may do at once; it
 //             changes no result, if y is written by this backend's operations and copies alone.
 //             e4m3_per_token needs y
-//   for_products  nothing else reads y, which may be left unwritten then; needs activations that
-//             are not as_is
+//   for_products  products with e4m3 weights alone read y, which may be left unwritten then; needs
+//             activations that are not as_is
 //   eps       added to the mean square, > 0 if y is given (Hugging Face: rms_norm_eps)
 //
 // The sum of squares is kept in f32 or better, in one fixed order whatever the number of tokens.

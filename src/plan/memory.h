@@ -34,8 +34,9 @@ struct MemoryPlan {
 };
 
 // What the CUDA backend's kernels keep beside what they are given, at most: rows of activations in
-// the order of their experts, rounded to e4m3 where weights are; the hidden activations and outputs
-// of every slot; parts of long contexts. A quarter more than that, by which workspaces grow.
+// the order of their experts, rounded to e4m3 where weights are, or are int4 and
+// limits.fp8_prompts; the hidden activations and outputs of every slot; parts of long contexts. A
+// quarter more than that, by which workspaces grow.
 std::size_t kernel_scratch_bytes(const model::ModelConfig&, const model::Mapping&,
                                  std::int64_t rank, const model::StepLimits&);
 

@@ -42,8 +42,13 @@ class Accuracy(ostro.Case):
                 )
                 change = self.perplexity(engine) / want - 1
                 self.assertTrue(least <= change <= most, (precision, change))
-        prompts = self.perplexity(engine, "--fp8_prompts") / self.perplexity(engine) - 1
+        plain = self.perplexity(engine)
+        prompts = self.perplexity(engine, "--fp8_prompts") / plain - 1
         self.assertTrue(1e-3 <= prompts <= 8e-3, prompts)
+        # Steps of up to 256 tokens are not rounded.
+        limit = "--fp8_prompts", "--max_num_tokens"
+        self.assertEqual(self.perplexity(engine, *limit, 256), plain)
+        self.assertNotEqual(self.perplexity(engine, *limit, 257), plain)
 
 
 class Ranks(ostro.Case):
@@ -129,6 +134,12 @@ class Forms(ostro.Case):
                 *[*run, "--dummy_weights", *shape],
                 text="--fp8_prompts goes with int4 weights, but those of this engine are " + name,
             )
+        shape = ostro.flags_of({**self.SHAPE, **flags_for("int4"), "moe_num_experts": 17})
+        self.refused(
+            *[*run, "--dummy_weights", *shape],
+            text="--fp8_prompts takes up to 16 experts a rank, not 17; --moe_ep_size spreads them",
+            code=3,
+        )
 
     def test_int8_is_the_default(self):
         engine = ostro.build(self.path("engine"), use_weight_only=True)

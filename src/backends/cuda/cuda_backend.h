@@ -87,7 +87,8 @@ class CudaBackend final : public ops::Backend {
   // x rounded with one scale a row; valid until the next call. Nothing to do if the norm that wrote
   // x has rounded it.
   E4m3Rows quantised(const View& x);
-  // x rounded with one scale a row, in the order of products with int4 weights.
+  // x rounded with one scale a row, in the order of products with int4 weights; valid until the
+  // next call with this memory. Forgets what a norm has rounded.
   E4m3Rows in_int4_order(E4m3Memory&, const View& x);
   // Where this norm is to round its output, which rounded_ then stands for; null if nowhere.
   const E4m3Rows* rounded_by(const ops::AddRmsNorm&);

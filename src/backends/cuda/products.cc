@@ -114,6 +114,7 @@ void dense_e4m3(cudaStream_t stream, int processors, int tile, const E4m3Rows& x
                 const quant::Weight& w, const quant::Weight* up, const E4m3Rows* hidden,
                 const View& y) {
   if (rows == 0 || w.n() == 0) return;
+  if (up) require_one_type(w, *up);
   Gemm g{};
   g.swiglu = up != nullptr;
   const bool all_aligned = aligned(w, false) && (!up || aligned(*up, false));
@@ -426,7 +427,6 @@ void CudaBackend::dense_mlp(const ops::ExpertMlp& op) {
   const int down_tile = tile(ops::as_down(ops::product(expert.down, false)), op.x.rows);
   if (expert.gate.data.dtype == DType::f8e4m3) {
     require_e4m3_activations(op.activations);
-    require_one_type(expert.gate, expert.up);
     require_one_type(expert.gate, expert.down);
     const E4m3Rows x = quantised(op.x);
     const E4m3Rows hidden = hidden_e4m3_rows(op.x.rows, inter);

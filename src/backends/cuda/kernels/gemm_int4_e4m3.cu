@@ -16,9 +16,8 @@
 //           the tensor core, which is busy for half of the time.
 // Floor on an H100: 2 tokens n k / 1385e12 s.
 // Measured (H200, cuda_kernels_bench, Mixtral 8x7B's shapes; of that floor): qkv 122 us at 2048
-//           tokens (61 %), 490 us at 8192; all of an expert layer 657 us at 512, 1.81 ms at 2048
-//           (58
-//           %), 6.60 ms at 8192 (63 %).
+//           tokens (61 %), 490 at 8192 (61 %); all of an expert layer 657 us at 512 (40 %), 1.81 ms
+//           at 2048 (58 %), 6.60 at 8192 (63 %).
 #include "backends/cuda/kernels/gemm_integer_tma.cuh"
 #include "backends/cuda/ptx/named_barrier.cuh"
 
@@ -141,8 +140,7 @@ __device__ void multiply_tiles(const GemmArgs& a, const TmaWeights& weights,
     const __nv_bfloat16* scale_from[2] = {scales_of(first, output),
                                           scales_of(second, output + (Tile::kSwiglu ? 0 : 8))};
     ptx::named_barrier_sync(1 + group, 128);  // nobody reads those of the tile before
-    token_scales[thread] =
-        thread < tile.count ? kInt4OfE4m3 * __ldg(a.x_scale + tile.first + thread) : 0;
+    token_scales[thread] = thread < tile.count ? kInt4OfE4m3 * a.x_scale[tile.first + thread] : 0;
     float sum[Tile::kTokens / 2] = {};
     Int4Rows rows;
     const auto load_rows = [&] {

@@ -42,7 +42,7 @@ TmaWeights tma_weights(const GemmArgs& a, const HostWeights& host) {
   });
 }
 
-// The stages in shared memory, each of weights and tokens in rows of 128 bytes, and their barriers.
+// The stages in shared memory, each of weights and, in rows of 128 bytes, tokens; their barriers.
 template <class Tile>
 struct Stages {
   std::uint32_t shared;  // of the first; a multiple of 1024
