@@ -248,6 +248,9 @@ struct ExecutorConfig {
   // Seconds that prompts may hold up sequences that generate, about, in one step: their chunks are
   // sized by the speed of the steps before. 0: no limit but max_num_tokens.
   double prefill_stall_s = 0;
+  // int4 weights: steps of more than 256 tokens round their activations to fp8, as `--fp8_prompts`
+  // of docs/CLI.md does. Tokens then depend on the length of their steps.
+  bool fp8_prompts = false;
   KvCacheConfig kv_cache = {};
   Vocabulary vocabulary = {};                                // empty: no guides
   std::size_t iteration_statistics = 1000;                   // steps that are remembered

@@ -95,7 +95,8 @@ engine::RankOptions rank_options(const ExecutorConfig& config, std::int64_t rank
           .max_logit_rows = config.max_logit_rows,
           .kv_cache_tokens = config.kv_cache.max_tokens,
           .kv_cache_free_fraction = config.kv_cache.free_memory_fraction,
-          .ranks_on_device = int(ranks_on_device)};
+          .ranks_on_device = int(ranks_on_device),
+          .fp8_prompts = config.fp8_prompts};
 }
 
 FinishReason to_public(engine::Finish finish) {

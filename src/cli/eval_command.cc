@@ -149,7 +149,8 @@ void compare(const EvalFlags& flags, const RuntimeFlags& runtime,
                      .max_logit_rows = kLogitRows,
                      .kv_cache_tokens = runtime.kv_tokens,
                      .record_steps = runtime.cuda_graphs,
-                     .fp8_prompts = runtime.fp8_prompts},
+                     .fp8_prompts = runtime.fp8_prompts && reference.model.quantization.weights ==
+                                                               model::Quantization::Format::int4},
                     session.log);
   engine::Engine engine(session.rank, model), other(rank, reference.model);
   const std::size_t count = texts.documents.size();

@@ -196,20 +196,11 @@ struct Opened {
                    : std::make_unique<checkpoint::EngineReader>(flags.engine_dir, absent)),
         config(engine ? read_config(*engine) : dummy_config(flags)),
         mapping(chosen_mapping(flags, config)) {
-    using Format = model::Quantization::Format;
-    const Format weights = config.model.quantization.weights;
-    const auto goes_with = [&](bool flag, std::string_view flag_name, Format wanted) {
-      OSTRO_REQUIRE(
-          !flag || weights == wanted, flag_name, " goes with ", name(wanted),
-          " weights, but those of this engine are ",
-          weights == Format::none ? model::dtype_flag(config.model.dtype) : name(weights));
-    };
-    goes_with(flags.emulate_fp8_activations, "--emulate_fp8_activations", Format::fp8);
-    goes_with(flags.fp8_prompts, "--fp8_prompts", Format::int4);
-    const std::int64_t experts = ceil_div(config.model.experts, mapping.moe_ep);
-    OSTRO_SUPPORTED(!flags.fp8_prompts || experts <= ops::kMostRoundedInt4Experts,
-                    "--fp8_prompts takes up to ", ops::kMostRoundedInt4Experts,
-                    " experts a rank, not ", experts, "; --moe_ep_size spreads them");
+    OSTRO_REQUIRE(!flags.emulate_fp8_activations ||
+                      config.model.quantization.weights == model::Quantization::Format::fp8,
+                  "--emulate_fp8_activations goes with fp8 weights, but those of this engine are ",
+                  model::dtype_flag(config.model.dtype));
+    if (flags.fp8_prompts) engine::check_fp8_prompts(config.model, mapping);
   }
 };
 

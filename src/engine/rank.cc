@@ -48,6 +48,18 @@ std::string beside_a_step(const plan::MemoryPlan& plan) {
 
 }  // namespace
 
+void check_fp8_prompts(const model::ModelConfig& config, const model::Mapping& mapping) {
+  using Format = model::Quantization::Format;
+  const Format weights = config.quantization.weights;
+  OSTRO_REQUIRE(weights == Format::int4,
+                "fp8_prompts goes with int4 weights, but those of this engine are ",
+                weights == Format::none ? model::dtype_flag(config.dtype) : name(weights));
+  const std::int64_t experts = ceil_div(config.experts, mapping.moe_ep);
+  OSTRO_SUPPORTED(experts <= ops::kMostRoundedInt4Experts, "fp8_prompts takes up to ",
+                  ops::kMostRoundedInt4Experts, " experts a rank, not ", experts,
+                  "; moe_ep_size spreads them");
+}
+
 Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
            const model::Mapping& mapping, ops::Backend& backend, comm::Communicator& world,
            const RankOptions& options, const Log& log)
@@ -62,6 +74,7 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
       max_beam_width_(config.limits.max_beam_width) {
   OSTRO_REQUIRE(world.ranks() == mapping.ranks(), "the engine needs ", mapping.ranks(),
                 " ranks (tp ", mapping.tp, " x pp ", mapping.pp, "), there are ", world.ranks());
+  if (options.fp8_prompts) check_fp8_prompts(config.model, mapping);
   const int rank = world.rank();
   const model::RankShape shape = model::shape_of(config.model, mapping, rank);
   tp_ = world.split(int(shape.stage), int(shape.tp_rank));
@@ -98,7 +111,7 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
   limits_.record_steps = options.record_steps;
   limits_.fp8_prompts = options.fp8_prompts;
   if (limits_.fp8_prompts && limits_.tokens < model::kFp8PromptTokens && rank == 0)
-    log.warning("--fp8_prompts does nothing: steps have at most ", limits_.tokens,
+    log.warning("fp8_prompts does nothing: steps have at most ", limits_.tokens,
                 " tokens, and it "
                 "is for ",
                 model::kFp8PromptTokens, " and more");

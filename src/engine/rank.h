@@ -36,6 +36,10 @@ struct StepResult {
   View chosen;  // [samples, ops::sample_output_words(most alternatives)] i32: ops::cut_outputs()
 };
 
+// Throws unless RankOptions::fp8_prompts can be had: InvalidArgument without int4 weights,
+// Unsupported for more experts a rank than there are kernels for.
+void check_fp8_prompts(const model::ModelConfig&, const model::Mapping&);
+
 class Rank {
  public:
   // Loads the weights and allocates everything. Every rank of `world` must make its Rank at the

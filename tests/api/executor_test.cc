@@ -496,6 +496,9 @@ TEST_F(ExecutorTest, SaysWhatIsWrongWithItsConfiguration) {
             "device is \"tpu\"; it must be auto, cpu or cuda");
   EXPECT_EQ(message({.engine_dir = small_->dir(), .max_queue_size = -1}),
             "max_queue_size is -1; it must be 0 (no limit) or more");
+  EXPECT_NE(message({.engine_dir = small_->dir(), .fp8_prompts = true})
+                .find("fp8_prompts goes with int4 weights, but those of this engine are "),
+            std::string::npos);
   EXPECT_NE(message({.engine_dir = "/nonexistent"}).find("/nonexistent"), std::string::npos);
 }
 

@@ -132,12 +132,12 @@ class Forms(ostro.Case):
             shape = ostro.flags_of({**self.SHAPE, **flags})
             self.refused(
                 *[*run, "--dummy_weights", *shape],
-                text="--fp8_prompts goes with int4 weights, but those of this engine are " + name,
+                text="fp8_prompts goes with int4 weights, but those of this engine are " + name,
             )
         shape = ostro.flags_of({**self.SHAPE, **flags_for("int4"), "moe_num_experts": 17})
         self.refused(
             *[*run, "--dummy_weights", *shape],
-            text="--fp8_prompts takes up to 16 experts a rank, not 17; --moe_ep_size spreads them",
+            text="fp8_prompts takes up to 16 experts a rank, not 17; moe_ep_size spreads them",
             code=3,
         )
 
