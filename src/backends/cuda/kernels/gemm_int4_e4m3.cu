@@ -112,8 +112,8 @@ __device__ void copy_tiles(const GemmArgs& a, const CUtensorMap& x, const TmaWei
     }
 }
 
-// A multiplying warpgroup: its weight rows of each tile. `token_scales`: room
-// for those of the tokens of a tile, for each warpgroup.
+// A multiplying warpgroup: its weight rows of each tile. `token_scales`: room for those of the
+// tokens of a tile, for each warpgroup.
 template <class Tile>
 __device__ void multiply_tiles(const GemmArgs& a, const TmaWeights& weights,
                                const Stages<Tile>& stages, float* token_scales, int groups) {
@@ -142,18 +142,15 @@ __device__ void multiply_tiles(const GemmArgs& a, const TmaWeights& weights,
     ptx::named_barrier_sync(1 + group, 128);  // nobody reads those of the tile before
     token_scales[thread] = thread < tile.count ? kInt4OfE4m3 * a.x_scale[tile.first + thread] : 0;
     float sum[Tile::kTokens / 2] = {};
-    Int4Rows rows;
-    const auto load_rows = [&] {
-      rows.load(stages.weights(walk.stage) + row * Tile::kRowBytes + lane % 4 * 16,
-                kBelow * Tile::kRowBytes);
-    };
     for (int g = 0; g < groups; ++g) {
       const __nv_bfloat16 scale[2] = {__ldg(scale_from[0]++), __ldg(scale_from[1]++)};
       const int stage = walk.stage;
       float part[Tile::kTokens / 2];
       std::uint32_t w[4][4];
       ptx::barrier_wait(stages.full(walk.stage), walk.parity);
-      load_rows();
+      Int4Rows rows;
+      rows.load(stages.weights(stage) + row * Tile::kRowBytes + lane % 4 * 16,
+                kBelow * Tile::kRowBytes);
       rows.multiply(part, stages.tokens(stage), w);
       walk.advance();
       ptx::wgmma_wait<0>();
