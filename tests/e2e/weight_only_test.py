@@ -26,9 +26,8 @@ class Accuracy(ostro.Case):
     BOUNDS = (("int8", -2e-3, 2e-3), ("int4", 1e-2, 8.3e-2))
 
     def perplexity(self, engine, *flags):
-        args = [*flags]
-        args += ["--tokenizer_dir", TINY, "--dataset", os.path.join(TINY, "validation.jsonl")]
-        args += ["--max_documents", self.DOCUMENTS, "--json", "--device", "cpu"]
+        args = ["--tokenizer_dir", TINY, "--dataset", os.path.join(TINY, "validation.jsonl")]
+        args += ["--max_documents", self.DOCUMENTS, "--json", "--device", "cpu", *flags]
         return json.loads(self.ostro("eval", "perplexity", "--engine_dir", engine, *args).out)[
             "perplexity"
         ]
@@ -43,8 +42,9 @@ class Accuracy(ostro.Case):
                 change = self.perplexity(engine) / want - 1
                 self.assertTrue(least <= change <= most, (precision, change))
         plain = self.perplexity(engine)
-        prompts = self.perplexity(engine, "--fp8_prompts") / plain - 1
-        self.assertTrue(1e-3 <= prompts <= 8e-3, prompts)
+        for ranks in ((), ("--pp_size", 2), ("--tp_size", 2, "--moe_ep_size", 2)):
+            prompts = self.perplexity(engine, "--fp8_prompts", *ranks) / plain - 1
+            self.assertTrue(1e-3 <= prompts <= 8e-3, (ranks, prompts))
         # Steps of up to 256 tokens are not rounded.
         limit = "--fp8_prompts", "--max_num_tokens"
         self.assertEqual(self.perplexity(engine, *limit, 256), plain)
