@@ -36,7 +36,8 @@ struct IntegerTmaTile {
   static constexpr int kTokenBlockBytes = kTokens * 128, kTokenBytes = 2 * kTokenBlockBytes;
   static constexpr int kStageBytes = kWeightBytes + kTokenBytes;
   static constexpr int kStages = kInt4 ? 4 : 3;
-  static constexpr int kSharedBytes = kStages * (kStageBytes + 16) + 1024;
+  static constexpr int kBarriers = kStages * kStageBytes;
+  static constexpr int kSharedBytes = kBarriers + kStages * 16 + 1024;
   static_assert(kSharedBytes <= 227 << 10);
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kMathRegisters = 240, kCopyRegisters = 24;
@@ -45,11 +46,9 @@ struct IntegerTmaTile {
 
 // The tiles of a cluster, one after the other, and the stages' ring beside them.
 template <class Tile>
-struct IntegerTmaWalk {
+struct IntegerTmaWalk : StageRing<Tile::kStages> {
   int row_groups, token_tiles, next, row_tile = 0;
   TokenTile tile{};
-  int stage = 0;
-  std::uint32_t parity = 0;
 
   __device__ explicit IntegerTmaWalk(const GemmArgs& a) {
     const int row_tiles = (a.n + Tile::kOutputs - 1) / Tile::kOutputs;
@@ -65,12 +64,6 @@ struct IntegerTmaWalk {
     tile = token_tile_of(a, at.token, Tile::kTokens);
     return true;
   }
-  __device__ void advance() {
-    if (++stage == Tile::kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
 };
 
 template <class Tile>
@@ -78,23 +71,13 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     gemm_integer_tma_kernel(const GemmArgs a, const __grid_constant__ CUtensorMap x,
                             const __grid_constant__ TmaWeights weights) {
   extern __shared__ unsigned char shared_raw[];
-  const std::uint32_t shared = (ptx::shared_address(shared_raw) + 1023) & ~1023u;
-  const auto full = [&](int stage) {
-    return shared + Tile::kStages * Tile::kStageBytes + 8 * stage;
-  };
-  const auto empty = [&](int stage) { return full(Tile::kStages + stage); };
+  const Stages<Tile> stages{(ptx::shared_address(shared_raw) + 1023) & ~1023u};
   const int group = int(threadIdx.x) / 128, warp = int(threadIdx.x) / 32 % 4;
   const int lane = int(threadIdx.x) % 32;
   const int groups = (a.k + Tile::kGroupColumns - 1) / Tile::kGroupColumns;
 
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < Tile::kStages; ++s) {
-      ptx::barrier_init(full(s), 1);
-      // Each warp of each block of the cluster arrives once in a phase.
-      ptx::barrier_init(empty(s), 4 * Tile::kGroups * Tile::kCluster);
-    }
-    ptx::barrier_init_fence();
-  }
+  // Each multiplying warp of each block of the cluster reads a stage.
+  if (threadIdx.x == 0) stages.init_barriers(1, 4 * Tile::kGroups * Tile::kCluster);
   ptx::cluster_sync();
   begin_kernel();
 
@@ -110,9 +93,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         const int first_row = walk.row_tile * Tile::kOutputs;
         const int second_row = first_row + (Tile::kSwiglu ? 0 : 128);
         for (int g = 0; g < groups; ++g) {
-          const std::uint32_t to = shared + walk.stage * Tile::kStageBytes;
-          const std::uint32_t barrier = full(walk.stage);
-          ptx::barrier_wait(empty(walk.stage), walk.parity ^ 1);
+          const std::uint32_t to = stages.weights(walk.stage);
+          const std::uint32_t barrier = stages.full(walk.stage);
+          ptx::barrier_wait(stages.empty(walk.stage), walk.parity ^ 1);
           // What comes from the other block too; it may have come already.
           ptx::barrier_arrive_expect(barrier, Tile::kStageBytes);
           ptx::copy_box(to, first, g * Tile::kRowBytes, first_row, barrier);
@@ -130,7 +113,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     __syncwarp();
   } else {
     ptx::more_registers<Tile::kMathRegisters>();
-    unsigned char* const shared_data = shared_raw + (shared - ptx::shared_address(shared_raw));
+    unsigned char* const shared_data =
+        shared_raw + (stages.shared - ptx::shared_address(shared_raw));
     // Of this warpgroup's two tiles of 64 rows: with SwiGLU gate rows and the up rows of the same
     // outputs, else neighbours.
     const int row0 = warp * 16 + lane / 4;
@@ -149,7 +133,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       const auto scale_row = [&](int m, int e) { return min(a.n - 1, output_of(m) + 8 * e); };
       for (int g = 0; g < groups; ++g) {
         const int stage = walk.stage * Tile::kStageBytes;
-        ptx::barrier_wait(full(walk.stage), walk.parity);
+        ptx::barrier_wait(stages.full(walk.stage), walk.parity);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           const unsigned char* const from =
@@ -162,10 +146,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
               scale[e] = widen(__ldg(reinterpret_cast<const __nv_bfloat16*>(matrix_scale[m]) +
                                      scale_row(m, e) * a.w_scale_stride + g));
           float part[Tile::kTokens / 2];
-          multiply_group<Tile, Tile::kTokens>(part, rows, shared + stage + Tile::kWeightBytes);
+          multiply_group<Tile, Tile::kTokens>(part, rows, stages.tokens(walk.stage));
           if (m == 1) {
             __syncwarp();
-            if (lane < Tile::kCluster) ptx::barrier_arrive(empty(walk.stage), lane);
+            if (lane < Tile::kCluster) ptx::barrier_arrive(stages.empty(walk.stage), lane);
           }
 #pragma unroll
           for (int i = 0; i < Tile::kTokens / 2; ++i)
