@@ -112,9 +112,7 @@ Rank::Rank(model::WeightSource& source, const model::EngineConfig& config,
   limits_.fp8_prompts = options.fp8_prompts;
   if (limits_.fp8_prompts && limits_.tokens < model::kFp8PromptTokens && rank == 0)
     log.warning("fp8_prompts does nothing: steps have at most ", limits_.tokens,
-                " tokens, and it "
-                "is for ",
-                model::kFp8PromptTokens, " and more");
+                " tokens, and it is for ", model::kFp8PromptTokens, " and more");
 
   const plan::MemoryPlan plan = plan::plan_memory(config.model, mapping, rank, limits_);
   limits_.most_recorded_bytes = plan.graphs_bytes;

@@ -55,11 +55,14 @@ void require_aligned_int4(bool aligned) {
                   "activations that are rounded to e4m3");
 }
 
-void require_one_type(const quant::Weight& gate, const quant::Weight& up) {
-  OSTRO_SUPPORTED(up.data.dtype == gate.data.dtype &&
-                      (!gate.is_int4() || up.scale.row_stride == gate.scale.row_stride),
-                  "ExpertMlp on CUDA has kernels for weights of one type, not for ",
-                  describe(gate.data), " and ", describe(up.data));
+// `multiplied_with`: in one launch, so that scales lie alike too.
+void require_one_type(const quant::Weight& gate, const quant::Weight& other,
+                      bool multiplied_with = true) {
+  OSTRO_SUPPORTED(
+      other.data.dtype == gate.data.dtype &&
+          (!multiplied_with || !gate.is_int4() || other.scale.row_stride == gate.scale.row_stride),
+      "ExpertMlp on CUDA has kernels for weights of one type, not for ", describe(gate.data),
+      " and ", describe(other.data));
 }
 
 void set_dense(GemmArgs& args, const quant::Weight& w, const quant::Weight* up, std::int64_t rows,
@@ -156,6 +159,7 @@ bool is_e4m3(const ops::ExpertMlp& op) { return op.local.front().gate.data.dtype
 bool int4_by_e4m3(const ops::ExpertMlp& op) {
   return int4_by_e4m3(op.local.front().gate, op.activations);
 }
+bool takes_e4m3(const ops::ExpertMlp& op) { return is_e4m3(op) || int4_by_e4m3(op); }
 
 void require_kernels(const ops::ExpertMlp& op) {
   const ops::Expert& first = op.local.front();
@@ -233,8 +237,7 @@ ExpertGroups expert_groups(Workspace& memory, std::int64_t experts, std::int64_t
 // Of a slot: what its down projection gives, and before that its row of x with a scale.
 std::int64_t out_row_bytes(const ops::ExpertMlp& op) {
   constexpr std::int64_t kFloat = sizeof(float);
-  const std::int64_t x_size =
-      is_e4m3(op) || int4_by_e4m3(op) ? 1 : std::int64_t(size_of(op.x.dtype));
+  const std::int64_t x_size = takes_e4m3(op) ? 1 : std::int64_t(size_of(op.x.dtype));
   return std::max(op.x.cols * kFloat, round_up<std::int64_t>(op.x.cols * x_size, 16) + kFloat);
 }
 
@@ -254,7 +257,7 @@ struct ExpertRefs {
 Gemm slots_gemm(const ops::ExpertMlp& op, const ExpertKernel& kernel, const ExpertGroups& groups,
                 std::int64_t slots, std::int64_t tiles) {
   Gemm g{};
-  g.x_type = int4_by_e4m3(op) ? DType::f8e4m3 : op.x.dtype;
+  g.x_type = takes_e4m3(op) ? DType::f8e4m3 : op.x.dtype;
   g.w_type = op.local.front().gate.data.dtype;
   g.token_tile = kernel.token_tile;
   g.args.tiles = groups.tiles;
@@ -437,10 +440,7 @@ void CudaBackend::dense_mlp(const ops::ExpertMlp& op) {
   }
   const View hidden = hidden_rows(op.x.dtype, op.x.rows, inter);
   if (int4_by_e4m3(op)) {
-    OSTRO_SUPPORTED(expert.down.is_int4(),
-                    "ExpertMlp on CUDA has kernels for weights of one type, "
-                    "not for ",
-                    describe(expert.gate.data), " and ", describe(expert.down.data));
+    require_one_type(expert.gate, expert.down, false);
     const auto multiply = [&](const E4m3Rows& x, const quant::Weight& w, const quant::Weight* up,
                               const View& y) {
       dense_e4m3(stream_, processors_, kIntegerTmaTile, x, op.x.rows, w, up, nullptr, y);
@@ -456,7 +456,7 @@ void CudaBackend::dense_mlp(const ops::ExpertMlp& op) {
 void CudaBackend::set_slots_input(GemmArgs& args, const ops::ExpertMlp& op,
                                   const ExpertGroups& groups, void* spread) {
   args.rows = spread ? nullptr : groups.token;
-  if (is_e4m3(op) || int4_by_e4m3(op))
+  if (takes_e4m3(op))
     set_input(args, spread ? quantised_slots(op, groups, spread) : quantised(op.x));
   else
     set_input(args, spread ? slot_rows(op, groups, spread) : op.x);
@@ -479,7 +479,7 @@ ExpertSums CudaBackend::routed_sums(const ops::ExpertMlp& op, const GroupChoices
   Gemm g = slots_gemm(op, kernel, groups, slots, tiles);
   set_slots_input(g.args, op, groups, kernel.in_slots ? out : nullptr);
   const View hidden = is_e4m3(op) ? View{} : hidden_rows(op.x.dtype, slots, inter);
-  hidden ? set_output(g.args, hidden) : set_output(g.args, hidden_e4m3_rows(slots, inter));
+  is_e4m3(op) ? set_output(g.args, hidden_e4m3_rows(slots, inter)) : set_output(g.args, hidden);
   set_experts(g.args, first.gate, groups.gate, groups.up);
   g.swiglu = true;
   if (inter > 0) multiply(stream_, g, kernel, {refs.gate, refs.up}, processors_);
